@@ -1,0 +1,1 @@
+"""Data: which call needs what, which check sites never matter, danger weights, devices. No control flow."""

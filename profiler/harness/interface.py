@@ -1,0 +1,100 @@
+"""What every place to run a workload offers. The pipeline and the verifier know only this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from profiler.model import HostFacts, Outcome, Privilege, Recipe
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """The ids that the workload starts with when it is not root: taken by the gate before the workload is executed."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Caught:
+    """A workload held at its gate, before its first instruction.
+
+    `pid` is the gate's process as this host numbers it; `argv` what it shall become (argv[0] without a slash is looked
+    up in PATH of `env`, in the process's own root); `credentials` None means that it stays as it is.
+    """
+
+    pid: int
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+    credentials: Credentials | None = None
+
+
+class TracedRun(Protocol):
+    """A workload that was started at its gate, with its stdio connected to ours."""
+
+    @property
+    def caught(self) -> Caught:
+        """The held process."""
+
+    def wait(self, deadline: float | None = None) -> Outcome:
+        """Wait for the end of the whole workload (after the tracer let it go) and return how it ended.
+
+        `deadline` is on the monotonic clock, in seconds; when it passes the workload is stopped as its engine would
+        stop it and the outcome says `timed_out`.
+        """
+
+    def stop(self) -> None:
+        """Stop it as its engine would (SIGTERM, then SIGKILL); `wait` returns soon after. Safe from any thread."""
+
+    def close(self) -> None:
+        """Remove everything of ours that the run still holds (container, mounts, files). Idempotent."""
+
+
+class Sandbox(Protocol):
+    """Where a workload runs: Docker, or the embedded sandbox."""
+
+    name: str  # "docker" or "native": the manifest's workload.engine
+
+    def facts(self) -> HostFacts:
+        """What this host and engine can do."""
+
+    def broad(self) -> Recipe:
+        """Every privilege that can be granted here: the stand-in for `--privileged` in the traced run."""
+
+    def start(self, recipe: Recipe) -> TracedRun:
+        """Start the workload with `recipe`, held at its gate, on our own stdin, stdout and stderr."""
+
+    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
+        """Run the user's own command untraced with exactly `recipe`, output captured, and wait for its end.
+
+        `slot` tells parallel reruns apart. Standard input is replayed from what the first run read.
+        """
+
+    def parallel(self) -> bool:
+        """Whether several reruns may run at a time (no fixed name, no published port, no shared volume)."""
+
+    def image(self) -> tuple[str, str]:
+        """The image's name and id; two empty strings outside an engine."""
+
+    def command(self) -> tuple[str, ...]:
+        """The user's own command, as given."""
+
+    def docker_args(self, recipe: Recipe) -> tuple[str, ...]:
+        """The flags that replace `--privileged` for `recipe` (also for the embedded sandbox, as advice)."""
+
+    def docker_command(self, recipe: Recipe) -> tuple[str, ...]:
+        """The whole command, ready to run, with exactly `recipe`; empty outside an engine."""
+
+    def filter_of(self, capabilities: frozenset[str]) -> bytes | None:
+        """The seccomp filter (an array of `struct sock_filter`) that this engine installs for a container with these
+        capabilities by default; None where there is none."""
+
+    def close(self) -> None:
+        """Remove everything of ours. Idempotent."""
+
+
+Announce = Callable[[str], None]  # one line for the user's eyes; the caller prints it on stderr
+__all__ = ["Announce", "Caught", "Credentials", "Privilege", "Sandbox", "TracedRun"]

@@ -1,0 +1,1 @@
+"""The only room that imports ctypes or ptrace, or packs a kernel structure. Knows no capability's meaning."""

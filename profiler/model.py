@@ -1,0 +1,284 @@
+"""The frozen types that pass between the rooms. Imports nothing of ours.
+
+The way of the data: a harness runs a workload under a tracer, which returns a `Trace`; the synthesizer turns it into
+`Requirement`s and a `Recipe` (a set of `Privilege`s); the verifier reruns with exactly that set and returns a `Verdict`;
+the report renders all of it as the manifest.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# --------------------------------------------------------------------------------------------------------------------
+# Privileges: everything that `--privileged` hands out has one type
+
+
+@dataclass(frozen=True, order=True)
+class Capability:
+    """A capability by its name without `CAP_`, as Docker spells it: `SYS_ADMIN`."""
+
+    name: str
+
+    @property
+    def label(self) -> str:
+        """How the manifest and the table name it."""
+        return self.name
+
+
+@dataclass(frozen=True, order=True)
+class Device:
+    """A device node that must exist below /dev, with the access used: a subset of `rwm`, in this order."""
+
+    path: str
+    access: str = "rwm"
+
+    @property
+    def label(self) -> str:
+        """How the manifest and the table name it."""
+        return f"{self.path}:{self.access}"
+
+
+@dataclass(frozen=True, order=True)
+class DeviceClass:
+    """A pool of nodes of which any may be used in the next run (loop, tty, nbd): `kind` is `b` or `c`.
+
+    `minor` None means every minor. `paths` are the nodes present on this host, which the recipe lists one by one where
+    the engine cannot create them from a rule.
+    """
+
+    kind: str
+    major: int
+    minor: int | None = None
+    access: str = "rwm"
+    paths: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How the manifest and the table name it."""
+        return f"{self.kind} {self.major}:{'*' if self.minor is None else self.minor} {self.access}"
+
+
+@dataclass(frozen=True, order=True)
+class Syscalls:
+    """Calls that the engine's default filter denies and that a profile of our own opens again."""
+
+    names: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """How the manifest and the table name it."""
+        return "seccomp:" + ",".join(self.names)
+
+
+@dataclass(frozen=True, order=True)
+class SecurityOption:
+    """A `--security-opt` that switches a protection off: `apparmor=unconfined`, `label=disable`,
+    `systempaths=unconfined`, `seccomp=unconfined`, `writable-cgroups=true`."""
+
+    option: str
+
+    @property
+    def label(self) -> str:
+        """How the manifest and the table name it."""
+        return self.option
+
+
+@dataclass(frozen=True, order=True)
+class Sysctl:
+    """A namespaced kernel parameter that the engine can set before the container starts (`--sysctl`)."""
+
+    key: str
+    value: str
+
+    @property
+    def label(self) -> str:
+        """How the manifest and the table name it."""
+        return f"sysctl:{self.key}={self.value}"
+
+
+Privilege = Capability | Device | DeviceClass | Syscalls | SecurityOption | Sysctl
+Recipe = frozenset[Privilege]
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a trace holds
+
+
+@dataclass(frozen=True)
+class Process:
+    """Who did it. `pid` is the host's; `chain` the programs of its parents, nearest first."""
+
+    pid: int
+    exe: str
+    argv: tuple[str, ...] = ()
+    uid: int = -1
+    chain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KernelCheck:
+    """One kind of capability check (kernel function `cap_capable`) that the kernel made for the workload.
+
+    `site` is the first kernel function above the checking helpers (`setattr_prepare`, `security_vm_enough_memory_mm`),
+    `stack` the functions from the check to the system call's entry, nearest first. `borrowed`: the check was made with
+    credentials that are not the task's own (overlayfs uses its mounter's, netlink its opener's, /proc files their
+    opener's). `foreign_namespace`: it was against another user namespace than the container's own.
+    """
+
+    capability: str
+    granted: bool
+    site: str
+    stack: tuple[str, ...] = ()
+    borrowed: bool = False
+    foreign_namespace: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Equal events, counted: a system call of one program, or checks made outside any call that was stopped.
+
+    `call` is the call's name (None: no system call was in the stack, as in an io_uring worker). `args` are its
+    arguments rendered for people; empty where the call was not stopped. `result` is the kernel's answer (negative errno
+    on failure), None where it is not known. `path` is the file that the call was about, as the process sees it.
+    """
+
+    call: str | None
+    args: tuple[str, ...]
+    result: int | None
+    path: str | None
+    process: Process
+    checks: tuple[KernelCheck, ...] = ()
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """A device node that the workload opened, made or mounted, with the access it used (subset of `rwm`).
+
+    `made`: the workload made the node itself with mknod (then only a cgroup rule and MKNOD help, not `--device`).
+    """
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    access: str
+    process: Process
+    made: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class RawCall:
+    """A call as a seccomp filter sees it: number and the arguments that the filter looks at (others are 0)."""
+
+    name: str
+    number: int
+    args: tuple[int, int, int, int, int, int]
+    process: Process
+    result: int | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one traced run showed. `losses` counts, by name, what was not seen (empty: nothing was lost).
+
+    `raw_calls` are the calls that the engine's default filter may deny; `notes` are one-line facts worth showing
+    (a nested tracer was seen, an interpreter of 32-bit calls, …).
+    """
+
+    observations: tuple[Observation, ...]
+    devices: tuple[DeviceUse, ...]
+    raw_calls: tuple[RawCall, ...]
+    losses: Mapping[str, int]
+    exit_code: int
+    seconds: float
+    processes: int = 0
+    notes: tuple[str, ...] = ()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is made of it
+
+
+class Doubt(enum.IntEnum):
+    """How sure the trace alone is that a workload fails without a requirement. Reruns settle what is doubtful."""
+
+    CERTAIN = 0  # the call that it is for would be refused, and programs do not survive that refusal
+    LIKELY = 1  # the call would be refused; most programs give up
+    DOUBTFUL = 2  # the call would be refused or do less; many programs carry on
+    NEGLIGIBLE = 3  # the check never changes a result on its own (memory accounting, a probe)
+
+
+class Status(enum.StrEnum):
+    """What is known of a requirement after the reruns."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+    UNPROVEN = "unproven"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What one observed action needs: any one of `alternatives`, each a set of privileges.
+
+    `privilege` is the one that the recipe answers it with (the manifest's name for the row).
+    """
+
+    alternatives: tuple[frozenset[Privilege], ...]
+    reason: str
+    doubt: Doubt
+    evidence: tuple[Observation | DeviceUse | RawCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of the workload: how it ended. `output` holds the last 64 KiB of stdout and stderr where captured."""
+
+    exit_code: int
+    seconds: float
+    timed_out: bool = False
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """One rerun with exactly `recipe`, and whether it passed. `purpose` says why it was made."""
+
+    recipe: Recipe
+    outcome: Outcome
+    passed: bool
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the reruns showed.
+
+    `optional` are privileges that some call asked for, without which the workload still passes, each with what it was
+    asked for; `minimal` is True only when each member's removal was seen to fail and nothing was lost.
+    """
+
+    recipe: Recipe
+    verified: bool
+    minimal: bool
+    runs: tuple[Rerun, ...]
+    optional: Mapping[Privilege, str] = field(default_factory=dict)
+    denials: Mapping[Privilege, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What this host and engine can do, as found by probing. `not_granted` are capabilities nobody here can grant."""
+
+    kernel: str
+    engine: str
+    engine_version: str
+    lsms: tuple[str, ...]
+    witnesses: tuple[str, ...]
+    grantable: frozenset[str]
+    not_granted: tuple[str, ...]
+    cgroup_version: int = 0

@@ -1,0 +1,1 @@
+"""One renderer a format: manifest, table, docker arguments, systemd and setpriv lines, explanations."""

@@ -1,0 +1,1 @@
+"""From a trace to requirements, from requirements to the least dangerous recipe."""

@@ -1,0 +1,1 @@
+"""Reruns, compares, refines, proves. Knows recipes, not traces."""
