@@ -1,0 +1,50 @@
+"""What each capability lets its holder do: one line for `explain`, after capabilities(7). Data only.
+
+What an attacker gains from it stands beside its weight, in `dangers.py`.
+"""
+
+from __future__ import annotations
+
+ALLOWS: dict[str, str] = {
+    "AUDIT_CONTROL": "switch kernel auditing on and off and change its rules",
+    "AUDIT_READ": "read the audit log through a multicast netlink socket",
+    "AUDIT_WRITE": "write records to the kernel's audit log",
+    "BLOCK_SUSPEND": "keep the system from suspending (EPOLLWAKEUP, /proc/sys/wake_lock)",
+    "BPF": "create BPF maps and load BPF programs",
+    "CHECKPOINT_RESTORE": "choose the pid of a new process (ns_last_pid, clone3) and read other processes' map_files",
+    "CHOWN": "change the owner and group of any file",
+    "DAC_OVERRIDE": "read, write, execute and search any file whatever its permission bits",
+    "DAC_READ_SEARCH": "read any file and search any directory whatever its permission bits; open files by handle",
+    "FOWNER": "do to any file what only its owner may: chmod, utime, attributes, unlinking in sticky directories",
+    "FSETID": "keep the setuid and setgid bits when a file is modified, and set setgid for a foreign group",
+    "IPC_LOCK": "lock memory beyond RLIMIT_MEMLOCK and use huge pages in shared memory",
+    "IPC_OWNER": "use any System V IPC object whatever its permissions",
+    "KILL": "signal processes of other users",
+    "LEASE": "take leases on files of other users (fcntl F_SETLEASE)",
+    "LINUX_IMMUTABLE": "set and clear the immutable and append-only attributes of files",
+    "MAC_ADMIN": "change the configuration of a mandatory access control module (Smack, AppArmor)",
+    "MAC_OVERRIDE": "override mandatory access control (Smack)",
+    "MKNOD": "make device nodes with mknod(2)",
+    "NET_ADMIN": "configure interfaces, addresses, routes, firewalls and traffic control of its network namespace",
+    "NET_BIND_SERVICE": "bind TCP and UDP ports below net.ipv4.ip_unprivileged_port_start (1024)",
+    "NET_BROADCAST": "nothing in today's kernels (reserved for socket broadcasts)",
+    "NET_RAW": "open raw and packet sockets: craft and capture any packet of its network namespace",
+    "PERFMON": "use perf events and tracing BPF programs to watch the kernel and every process",
+    "SETFCAP": "set file capabilities, and map uid 0 of the parent into a new user namespace",
+    "SETGID": "take any group id and supplementary groups",
+    "SETPCAP": "add bounding capabilities to its inheritable set, drop from the bounding set, change securebits",
+    "SETUID": "take any user id",
+    "SYSLOG": "read and clear the kernel log and see kernel addresses",
+    "SYS_ADMIN": "mount, create namespaces, set quotas and host names, and some hundred other operations",
+    "SYS_BOOT": "reboot and load a new kernel with kexec",
+    "SYS_CHROOT": "chroot(2), and enter other mount namespaces together with SYS_ADMIN",
+    "SYS_MODULE": "load and unload kernel modules",
+    "SYS_NICE": "raise priorities, choose real-time scheduling, CPU and memory placement of any process",
+    "SYS_PACCT": "switch process accounting on and off (acct(2))",
+    "SYS_PTRACE": "trace, read and write the memory of any process in its pid namespace",
+    "SYS_RAWIO": "use I/O ports, /dev/mem, and raw commands of disks",
+    "SYS_RESOURCE": "exceed resource limits, quotas and the reserved blocks of file systems",
+    "SYS_TIME": "set the system clock and the hardware clock",
+    "SYS_TTY_CONFIG": "hang up and configure virtual terminals",
+    "WAKE_ALARM": "set timers that wake the system (CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM)",
+}
