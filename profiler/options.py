@@ -1,0 +1,115 @@
+"""What the user asked of `run`, checked: the command line's words as one frozen value. Imports only errors."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiler.errors import UsageError
+
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+DEFAULT_PROVE_BUDGET = 60.0  # seconds
+
+
+class Seccomp(enum.StrEnum):
+    """What to do about calls that the engine's default filter denies."""
+
+    DEFAULT = "default"  # keep the engine's own filter: a workload that needs more stays unverified
+    PROFILE = "profile"  # the engine's own filter plus exactly the missing calls
+    UNCONFINED = "unconfined"  # no filter at all
+    OBSERVED = "observed"  # an allow-list of what the workload called
+
+
+class Network(enum.StrEnum):
+    """Which network the embedded sandbox gives the workload."""
+
+    PRIVATE = "private"
+    HOST = "host"
+
+
+class Prove(enum.StrEnum):
+    """Whether each member's removal is tried by a rerun."""
+
+    BUDGET = "budget"  # as far as the reruns fit into `prove_budget`
+    ALL = "all"  # whatever it takes
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `run` was asked to do. All durations are seconds; None means no limit."""
+
+    output: Path | None = None  # where the manifest goes; None: nowhere
+    prove: Prove = Prove.BUDGET
+    prove_budget: float = DEFAULT_PROVE_BUDGET
+    jobs: int = 1  # reruns at a time
+    timeout: float | None = None  # of one run
+    run_for: float | None = None  # a service is stopped after this time; its end then counts as its success
+    until_healthy: bool = False  # a service is stopped as soon as the engine calls it healthy
+    repeat: int = 1  # traced runs whose traces are merged
+    strict: bool = False  # a rerun in which a call is denied that had succeeded does not pass
+    keep_optional: bool = False  # keep what the workload asks for and passes without
+    check: str | None = None  # shell command on this host after each run: 0 means that the run passed
+    check_inside: str | None = None  # the same, inside the container
+    compare_output: bool = False  # stdout must be as in the traced run
+    expect: tuple[str, ...] = ()  # files that the workload must have produced
+    seccomp: Seccomp = Seccomp.PROFILE
+    network: Network = Network.PRIVATE
+    quiet: bool = False  # no progress lines, only the report
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense and options that exclude each other (UsageError)."""
+        if self.jobs < 1:
+            raise UsageError(f"--jobs {self.jobs}: at least one run at a time is needed", "leave --jobs out for one")
+        if self.repeat < 1:
+            raise UsageError(f"--repeat {self.repeat}: at least one traced run is needed", "leave --repeat out for one")
+        for name, seconds in (("--timeout", self.timeout), ("--for", self.run_for)):
+            if seconds is not None and seconds <= 0:
+                raise UsageError(f"{name} must be longer than nothing", f"for example {name} 30s")
+        if self.prove_budget < 0:
+            raise UsageError("--prove-budget cannot be negative", "use --no-prove to try no removals")
+        if self.run_for is not None and self.until_healthy:
+            raise UsageError(
+                "--for and --until-healthy exclude each other",
+                "use --until-healthy with --timeout to limit how long health may take",
+            )
+        if self.run_for is not None and self.timeout is not None and self.timeout <= self.run_for:
+            raise UsageError(
+                "--timeout ends the run before --for does", "make --timeout longer than --for, or leave it out"
+            )
+
+
+def duration(text: str) -> float:
+    """Seconds from `30`, `30s`, `500ms`, `5m` or `1h`; UsageError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not a duration", "write for example 30s, 5m or 1h")
+    return float(match[1]) * _UNITS[match[2] or ""]
+
+
+def is_docker_run(command: Sequence[str]) -> bool:
+    """Whether `command` is a `docker run` or `docker container run`, whatever global flags stand between.
+
+    Only the first word's base name and the presence of the subcommand are looked at; the harness reads the rest.
+    """
+    if not command or Path(command[0]).name != "docker":
+        return False
+    words = iter(command[1:])
+    for word in words:
+        if word in _GLOBAL_FLAGS_WITH_VALUE:
+            next(words, None)
+        elif word == "container":
+            continue
+        elif not word.startswith("-"):
+            return word == "run"
+    return False
+
+
+# Flags of `docker` itself, before the subcommand, whose value is the next word (docker(1)).
+_GLOBAL_FLAGS_WITH_VALUE = frozenset(
+    {"-c", "--context", "--config", "-H", "--host", "-l", "--log-level", "--tlscacert", "--tlscert", "--tlskey"}
+)

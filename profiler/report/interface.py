@@ -1,0 +1,39 @@
+"""What every report takes: one finished profile, as plain data. Nothing of tracing or engines comes in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profiler.catalogue.safer import Advice
+from profiler.model import HostFacts, Privilege, Requirement, Status, Trace, Verdict
+
+
+@dataclass(frozen=True)
+class JudgedRequirement:
+    """A requirement, the privilege that answers it, and what the reruns say of it."""
+
+    privilege: Privilege
+    requirement: Requirement
+    status: Status
+
+
+@dataclass(frozen=True)
+class Report:
+    """One profile. `image` and `image_id` are empty outside an engine, and so is `docker_command`.
+
+    `docker_args` replace `--privileged` after `docker run`; `docker_command` is the whole command, ready to run.
+    `warnings` are one line each: what no recipe can make safe in the user's command, and what limits the result.
+    """
+
+    facts: HostFacts
+    engine: str
+    command: tuple[str, ...]
+    image: str
+    image_id: str
+    trace: Trace
+    requirements: tuple[JudgedRequirement, ...]
+    verdict: Verdict
+    docker_args: tuple[str, ...]
+    docker_command: tuple[str, ...]
+    safer: tuple[Advice, ...] = ()
+    warnings: tuple[str, ...] = ()
