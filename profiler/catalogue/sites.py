@@ -1,0 +1,153 @@
+"""Where in the kernel a capability is checked, and what a refusal there does to a workload. Data.
+
+A row is keyed by the capability (None: any) and the check's site, the first kernel function above the capability
+helpers; `calls`, where it is given, narrows the row to these system calls. The first row that fits counts. A site
+without a row is `LIKELY`: the call would be refused. Sites were seen on Linux 6.18; on other kernels the same function
+may have been inlined into its caller, so a row names both where both are known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profiler.model import Doubt
+
+
+@dataclass(frozen=True)
+class Site:
+    """One row: what a refusal at this place means, and why."""
+
+    capability: str | None
+    functions: frozenset[str]
+    doubt: Doubt
+    why: str
+    calls: frozenset[str] = frozenset()
+
+
+def _site(capability: str | None, functions: str, doubt: Doubt, why: str, calls: str = "") -> Site:
+    return Site(capability, frozenset(functions.split()), doubt, why, frozenset(calls.split()))
+
+
+_NEVER = Doubt.NEGLIGIBLE
+_MAYBE = Doubt.DOUBTFUL
+_LIKELY = Doubt.LIKELY
+_SURE = Doubt.CERTAIN
+
+SITES: tuple[Site, ...] = (
+    # Accounting and limits that only move a threshold
+    _site(
+        "SYS_ADMIN",
+        "security_vm_enough_memory_mm cap_vm_enough_memory __vm_enough_memory",
+        _NEVER,
+        "memory accounting: SYS_ADMIN may use the last few per cent of memory (mm/util.c, __vm_enough_memory)",
+    ),
+    _site(
+        "SYS_RESOURCE",
+        "ext4_has_free_clusters btrfs_reserve_data_bytes xfs_mod_freecounter dquot_alloc_inode ignore_hardlimit",
+        _NEVER,
+        "reserved blocks and quotas: matters only on a full file system",
+    ),
+    _site(
+        None,
+        "alloc_pipe_info pipe_is_unprivileged_user too_many_pipe_buffers_hard",
+        _NEVER,
+        "a user with very many pipes: matters only beyond pipe-user-pages-soft",
+    ),
+    _site(
+        "SYS_RESOURCE",
+        "mqueue_get_inode mq_init_ns keyring_alloc",
+        _MAYBE,
+        "limits of message queues: a queue within the limits is created all the same",
+    ),
+    _site("SYS_RESOURCE", "__set_oom_adj", _MAYBE, "lowering oom_score_adj: most programs carry on"),
+    # BPF and seccomp: constant blinding and what the verifier may leak
+    _site(
+        None,
+        "do_jit bpf_jit_blind_constants bpf_int_jit_compile bpf_check bpf_prog_kallsyms_add array_map_alloc "
+        "bpf_prog_select_runtime bpf_migrate_filter bpf_prepare_filter __get_filter bpf_verifier_log",
+        _NEVER,
+        "a program is loaded either way: the check decides on hardening (kernel/bpf/core.c, bpf_jit_blinding_enabled)",
+    ),
+    # sysctl tables whose permission callback asks before it needs to know
+    _site(
+        None,
+        "net_ctl_permissions pid_table_root_permissions set_permissions ipc_permissions",
+        _NEVER,
+        "the table's permission callback asks for every open and read of uid 0, which may do so anyway",
+    ),
+    # Lists that only leave something out
+    _site(
+        "SYS_ADMIN",
+        "simple_xattr_list ext4_xattr_list_entries ext4_xattr_trusted_list xfs_xattr_put_listent listxattr "
+        "vfs_listxattr",
+        _MAYBE,
+        "listing attributes: without it trusted.* names are left out",
+    ),
+    _site(
+        "NET_ADMIN",
+        "tcp_diag_dump udp_diag_dump inet_diag_dump_icsk inet_sk_diag_fill inet_diag_msg_attrs_fill "
+        "unix_diag_dump packet_diag_dump sk_diag_fill netlink_diag_dump raw_diag_dump",
+        _MAYBE,
+        "a list of sockets: without it marks and memory figures are left out",
+    ),
+    _site("SYS_ADMIN", "r_show", _MAYBE, "/proc/iomem and /proc/ioports show zeros without it"),
+    _site("SYS_ADMIN", "pagemap_read", _MAYBE, "/proc/PID/pagemap hides frame numbers without it"),
+    _site("SYSLOG", "kallsyms_show_value", _MAYBE, "/proc/kallsyms and /proc/modules show zeros without it"),
+    _site("SYS_ADMIN", "proc_bus_pci_read pci_read_config", _MAYBE, "configuration space beyond 64 bytes is cut off"),
+    # Probing and autoloading
+    _site(
+        "SYS_MODULE",
+        "dev_ioctl dev_load tty_ldisc_get tty_ldisc_get.part.0 tcp_ca_find_autoload",
+        _NEVER,
+        "module autoload for a name that does not exist: most kernels load it through modprobe or not at all",
+    ),
+    _site("NET_ADMIN", "dev_load", _NEVER, "module autoload for a network interface that does not exist"),
+    _site("NET_ADMIN", "do_tcp_setsockopt", _MAYBE, "a congestion control that is not in the allowed list"),
+    _site("NET_ADMIN", "__vsock_create", _NEVER, "a vsock is created either way: the check marks it as trusted"),
+    _site("NET_ADMIN", "rtnl_link_get_net_capable rtnl_get_net_ns_capable", _NEVER, "asked beside rtnetlink_rcv_msg"),
+    _site("SYS_TTY_CONFIG", "vt_ioctl vt_k_ioctl", _MAYBE, "asked at the start of every VT ioctl, whichever it is"),
+    _site("IPC_LOCK", "io_uring_setup io_uring_create", _NEVER, "memory accounting of the rings"),
+    _site(None, "madvise_pageout madvise_cold_or_pageout_pte_range do_mincore can_do_mincore", _NEVER, "advice only"),
+    _site("FSETID", "setattr_should_drop_suidgid setattr_should_drop_sgid", _MAYBE,
+          "without it writing to a file removes its setuid and setgid bits"),
+    _site("FSETID", "setattr_prepare setattr_copy mode_strip_sgid posix_acl_update_mode inode_init_owner", _MAYBE,
+          "without it the setgid bit of a file of a foreign group is dropped"),
+    # Credentials
+    _site("SETPCAP", "cap_capset cap_inh_is_capped", _NEVER,
+          "asked in every capset: only an inheritable set beyond the permitted one needs it"),
+    _site(None, "cap_bprm_creds_from_file handle_privileged_root begin_new_exec bprm_execve", _NEVER,
+          "asked for a traced program at exec"),
+    _site("SETUID", "__sys_setfsuid", _MAYBE, "setfsuid reports no error"),
+    _site("SETGID", "__sys_setfsgid", _MAYBE, "setfsgid reports no error"),
+    # Asking whether something would be allowed
+    _site(None, "generic_permission", _MAYBE, "access(2) asks: a no is no error", "access faccessat faccessat2"),
+    _site("DAC_READ_SEARCH", "generic_permission", _MAYBE, "a file's status: a search through a private directory",
+          "readlink readlinkat"),
+    _site("FOWNER", "may_open inode_owner_or_capable do_fcntl", _MAYBE, "O_NOATIME: programs open again without it",
+          "open openat openat2 fcntl"),
+    _site("SYS_PTRACE", "__ptrace_may_access cap_ptrace_access_check", _LIKELY, "another process is inspected",
+          "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp move_pages get_robust_list"),
+    _site("SYS_PTRACE", "__ptrace_may_access cap_ptrace_access_check", _MAYBE,
+          "a file of another process below /proc is read"),
+    _site("SYS_ADMIN", "ovl_get_fh ovl_can_decode_fh", _NEVER, "overlayfs asks for its mounter"),
+    # Accounts and logs of log-in programs
+    _site("AUDIT_WRITE", "audit_receive_msg audit_netlink_ok", _MAYBE,
+          "a record for the audit log: log-in programs carry on where the kernel refuses it"),
+    _site("AUDIT_CONTROL", "audit_set_loginuid proc_loginuid_write", _MAYBE, "pam_loginuid ignores a refusal"),
+    # Priorities: nice(1), ionice(1), chrt(1) run the command all the same
+    _site("SYS_NICE", "can_nice set_one_prio set_task_ioprio ioprio_check_cap __sched_setscheduler", _MAYBE,
+          "a priority: many programs carry on without it"),
+    _site("IPC_LOCK", "do_mlock __do_sys_mlockall do_mmap can_do_mlock", _MAYBE,
+          "locked memory beyond RLIMIT_MEMLOCK: many programs carry on without it"),
+    _site("SYS_RESOURCE", "do_prlimit __do_sys_prlimit64", _MAYBE, "raising a hard limit: many programs carry on"),
+    _site("SYS_ADMIN", "blkdev_common_ioctl blkdev_flushbuf", _MAYBE, "flushing a block device's buffers"),
+    _site("SYS_ADMIN", "fanotify_init __do_sys_fanotify_init", _MAYBE, "an unprivileged group is possible too"),
+    _site("PERFMON", "__do_sys_perf_event_open", _MAYBE, "counting one's own processes needs nothing"),
+    # Refusals that no program survives
+    _site("SYS_ADMIN", "path_mount may_mount ns_capable_mount unshare_nsproxy_namespaces copy_namespaces", _SURE,
+          "mounts and namespaces"),
+    _site("SYS_CHROOT", "__x64_sys_chroot ksys_chroot __do_sys_chroot", _SURE, "chroot"),
+    _site("SETUID", "__sys_setuid __sys_setresuid __sys_setreuid", _LIKELY, "taking another user's id"),
+    _site("SETGID", "__sys_setgid __sys_setresgid __sys_setregid __do_sys_setgroups may_setgroups", _LIKELY,
+          "taking another group's id"),
+)

@@ -1,0 +1,69 @@
+"""From the trace of a run that failed to what it was denied: the same rules, read from the refused checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from profiler.catalogue.substitutes import SUBSTITUTES
+from profiler.model import Capability, Doubt, KernelCheck, Observation, Recipe, Requirement, Trace
+from profiler.synthesizer.pools import Pools
+from profiler.synthesizer.reduce import Weight, reduce
+from profiler.synthesizer.requirements import requirements
+
+
+def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weight) -> Recipe:
+    """The privileges whose check refused a call of this run, beyond what `recipe` holds.
+
+    A call that asks for several in turn (DAC_READ_SEARCH, then DAC_OVERRIDE) needs one of them. The surest refusals
+    count alone: what is doubtful is taken only where nothing else was refused.
+    """
+    held = {privilege.name for privilege in recipe if isinstance(privilege, Capability)}
+    refused = tuple(
+        dataclasses.replace(observation, checks=tuple(_as_granted(_first_asked(observation), held)))
+        for observation in trace.observations
+    )
+    needs = requirements(
+        dataclasses.replace(trace, observations=tuple(_blamed(o) for o in refused), devices=()),
+        grantable - held,
+        Pools({}),
+        confined=False,
+    )
+    for doubt in (Doubt.LIKELY, Doubt.DOUBTFUL):
+        missing = reduce(needs, weight, up_to=doubt)
+        if missing:
+            return missing
+    return frozenset()
+
+
+def refusals(trace: Trace, requirement: Requirement) -> tuple[Observation, ...]:
+    """The calls of `trace` that failed while the kernel refused one of the requirement's capabilities."""
+    names = {p.name for alternative in requirement.alternatives for p in alternative if isinstance(p, Capability)}
+    return tuple(
+        observation
+        for observation in trace.observations
+        if any(check.capability in names and not check.granted for check in observation.checks)
+    )
+
+
+def _as_granted(checks: Iterable[KernelCheck], held: set[str]) -> Iterable[KernelCheck]:
+    return (
+        dataclasses.replace(check, granted=True)
+        for check in checks
+        if not check.granted and check.capability not in held
+    )
+
+
+def _first_asked(observation: Observation) -> Iterable[KernelCheck]:
+    """The checks without those that only stand in for another refused one of the same call."""
+    asked = {check.capability for check in observation.checks if not check.granted}
+    stand_ins = {name for row in SUBSTITUTES if row.asked in asked for name in row.instead}
+    return [check for check in observation.checks if check.granted or check.capability not in stand_ins]
+
+
+def _blamed(observation: Observation) -> Observation:
+    """The observation as the rules shall read it: a refused call is not one that fails whatever it is given, and one
+    that succeeded all the same is."""
+    if observation.result is None:
+        return observation
+    return dataclasses.replace(observation, result=0 if observation.result < 0 else -1)

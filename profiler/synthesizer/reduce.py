@@ -1,0 +1,50 @@
+"""From requirements to the least dangerous recipe: a minimum-weight hitting set."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from profiler.model import Doubt, Privilege, Recipe, Requirement
+
+EXHAUSTIVE = 4096  # combinations tried one by one; beyond it each requirement takes its own lightest alternative
+Weight = Callable[[Privilege], int]
+
+
+def reduce(requirements: Iterable[Requirement], weight: Weight, *, up_to: Doubt) -> Recipe:
+    """The lightest set of privileges that meets every requirement whose doubt is at most `up_to`.
+
+    `weight` says how much an attacker gains from a privilege; equal weights are settled by the privileges' names, so
+    that the answer does not change from run to run.
+    """
+    wanted = [requirement for requirement in requirements if requirement.doubt <= up_to]
+    forced: set[Privilege] = set()
+    for requirement in wanted:
+        if len(requirement.alternatives) == 1:
+            forced |= requirement.alternatives[0]
+    open_ones = [
+        requirement.alternatives
+        for requirement in wanted
+        if not any(alternative <= forced for alternative in requirement.alternatives)
+    ]
+    return frozenset(forced | _lightest(open_ones, forced, weight))
+
+
+def meets(recipe: Recipe, requirement: Requirement) -> bool:
+    """Whether `recipe` holds one of the requirement's alternatives."""
+    return any(alternative <= recipe for alternative in requirement.alternatives)
+
+
+def _lightest(
+    choices: Sequence[Sequence[frozenset[Privilege]]], forced: set[Privilege], weight: Weight
+) -> frozenset[Privilege]:
+    def cost(added: frozenset[Privilege]) -> tuple[int, int, list[str]]:
+        fresh = added - forced
+        return sum(weight(p) for p in fresh), len(fresh), sorted(p.label for p in fresh)
+
+    distinct = list(dict.fromkeys(tuple(choice) for choice in choices))
+    if math.prod(len(choice) for choice in distinct) > EXHAUSTIVE:
+        return frozenset().union(*(min(choice, key=cost) for choice in distinct))
+    combinations = (frozenset().union(*pick) for pick in itertools.product(*distinct))
+    return min(combinations, key=cost)

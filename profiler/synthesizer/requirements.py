@@ -1,0 +1,211 @@
+"""From a trace to requirements: what each observed action needs, and how sure the trace alone can be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from profiler.catalogue.paths import MASKED, READ_ONLY, REVEALING_TYPES, ROOT_MAPS
+from profiler.catalogue.sites import SITES, Site
+from profiler.catalogue.substitutes import SUBSTITUTES
+from profiler.model import (
+    Capability,
+    Device,
+    DeviceClass,
+    DeviceUse,
+    Doubt,
+    KernelCheck,
+    Observation,
+    Privilege,
+    RawCall,
+    Requirement,
+    SecurityOption,
+    Syscalls,
+    Trace,
+)
+from profiler.synthesizer.pools import Pools
+
+EXAMPLES = 8
+OPENS_FOR_WRITING = frozenset({"open", "openat", "openat2", "creat"})
+UNMASKED = SecurityOption("systempaths=unconfined")
+Evidence = Observation | DeviceUse | RawCall
+
+
+@dataclass(frozen=True)
+class Need:
+    """One action's need, before equal ones are put together."""
+
+    alternatives: tuple[frozenset[Privilege], ...]
+    reason: str
+    doubt: Doubt
+    evidence: Evidence
+
+
+def requirements(
+    trace: Trace, grantable: frozenset[str], pools: Pools, *, confined: bool
+) -> tuple[Requirement, ...]:
+    """What `trace` shows to be needed, the surest first.
+
+    `grantable` are the capabilities that can be granted here: others are no alternative. `confined` tells that the
+    engine masks paths below /proc (Docker does, the embedded sandbox does not).
+    """
+    needs: list[Need] = []
+    for observation in trace.observations:
+        needs += _of_checks(observation, grantable)
+        needs += _of_paths(observation, grantable, confined=confined)
+    needs += [_of_device(use, pools) for use in trace.devices]
+    return _merged(needs)
+
+
+def seccomp_requirements(missing: Iterable[RawCall]) -> tuple[Requirement, ...]:
+    """One requirement a call that the engine's own filter would refuse, where the workload got an answer from it.
+
+    A call that fails even when it is let through is doubtful: the workload already lives with its failure.
+    """
+    needs = [
+        Need(
+            (frozenset({Syscalls((call.name,))}),),
+            "the engine's default seccomp filter refuses this call",
+            Doubt.DOUBTFUL if call.result is not None and call.result < 0 else Doubt.LIKELY,
+            call,
+        )
+        for call in missing
+    ]
+    return _merged(needs)
+
+
+def _site(check: KernelCheck, call: str | None) -> Site | None:
+    for row in SITES:
+        if (
+            (row.capability is None or row.capability == check.capability)
+            and check.site in row.functions
+            and (not row.calls or call in row.calls)
+        ):
+            return row
+    return None
+
+
+def _alternatives(check: KernelCheck, grantable: frozenset[str]) -> tuple[frozenset[Privilege], ...]:
+    names = [check.capability]
+    for row in SUBSTITUTES:
+        if row.asked == check.capability and (not row.functions or check.site in row.functions):
+            names += row.instead
+    return tuple(frozenset({Capability(name)}) for name in names if name in grantable)
+
+
+def _of_checks(observation: Observation, grantable: frozenset[str]) -> Iterator[Need]:
+    seen: set[tuple[str, str]] = set()
+    for check in observation.checks:
+        if not check.granted or check.borrowed or check.foreign_namespace or (check.capability, check.site) in seen:
+            continue
+        seen.add((check.capability, check.site))
+        alternatives = _alternatives(check, grantable)
+        if not alternatives:
+            continue
+        site = _site(check, observation.call)
+        doubt = site.doubt if site else Doubt.LIKELY
+        if doubt < Doubt.DOUBTFUL and (_fails_anyway(observation) or _changes_nothing(observation)):
+            doubt = Doubt.DOUBTFUL
+        yield Need(alternatives, site.why if site else "", doubt, observation)
+
+
+def _fails_anyway(observation: Observation) -> bool:
+    return observation.result is not None and observation.result < 0
+
+
+def _changes_nothing(observation: Observation) -> bool:
+    """setuid(2) to the id that the process has, and setgid(2) of root to group 0, succeed without the capability."""
+    if observation.call not in ("setuid", "setgid") or len(observation.args) != 1:
+        return False
+    return observation.args[0] == str(observation.process.uid)
+
+
+def _below(path: str, trees: Iterable[str]) -> bool:
+    return any(path == tree or path.startswith(tree + "/") for tree in trees)
+
+
+def _of_paths(observation: Observation, grantable: frozenset[str], *, confined: bool) -> Iterator[Need]:
+    path = observation.path
+    if observation.call in OPENS_FOR_WRITING and path:
+        if confined and _below(path, READ_ONLY + MASKED):
+            doubt = Doubt.DOUBTFUL if _fails_anyway(observation) else Doubt.LIKELY
+            yield Need((frozenset({UNMASKED}),), "the engine makes this path read-only", doubt, observation)
+        if (
+            path.startswith("/proc/")
+            and path.rpartition("/")[2] in ROOT_MAPS
+            and observation.process.uid == 0
+            and "SETFCAP" in grantable
+        ):
+            yield Need(
+                (frozenset({Capability("SETFCAP")}),),
+                "uid 0 maps itself into a child user namespace (verify_root_map)",
+                Doubt.LIKELY,
+                observation,
+            )
+    if confined and observation.call == "mount" and REVEALING_TYPES & {arg.strip('"') for arg in observation.args}:
+        yield Need(
+            (frozenset({UNMASKED}),),
+            "a fresh /proc or /sys in a child user namespace is refused while the container's own is masked",
+            Doubt.DOUBTFUL,
+            observation,
+        )
+
+
+def _of_device(use: DeviceUse, pools: Pools) -> Need:
+    access = "".join(letter for letter in "rwm" if letter in use.access)
+    privilege: Privilege
+    if use.made:
+        privilege = DeviceClass(use.kind, use.major, use.minor, "rwm")
+        reason = "the workload makes this node itself"
+    else:
+        pool = pools.of(use.kind, use.major)
+        if pool is not None:
+            privilege = DeviceClass(use.kind, use.major, None, "rwm", pool)
+            reason = "any free node of this kind may be taken"
+        else:
+            privilege = Device(use.path, access or "rw")
+            reason = "the workload opens this device"
+    return Need((frozenset({privilege}),), reason, Doubt.LIKELY, use)
+
+
+def _merged(needs: Iterable[Need]) -> tuple[Requirement, ...]:
+    """Needs with the same alternatives become one requirement with the surest one's reason and a few examples."""
+    groups: dict[tuple[frozenset[Privilege], ...], list[Need]] = {}
+    for need in needs:
+        groups.setdefault(need.alternatives, []).append(need)
+    merged = []
+    for alternatives, group in _joined_devices(groups).items():
+        group.sort(key=lambda need: (need.doubt, not _is_told(need.evidence)))
+        evidence = tuple(need.evidence for need in group[:EXAMPLES])
+        merged.append(Requirement(alternatives, group[0].reason, group[0].doubt, evidence))
+    return tuple(sorted(merged, key=lambda requirement: requirement.doubt))
+
+
+def _is_told(evidence: Evidence) -> bool:
+    """Whether the evidence names more than the call: then it is shown first."""
+    return not isinstance(evidence, Observation) or bool(evidence.args)
+
+
+def _joined_devices(
+    groups: dict[tuple[frozenset[Privilege], ...], list[Need]],
+) -> dict[tuple[frozenset[Privilege], ...], list[Need]]:
+    """One device opened for reading by one process and for writing by another is one privilege with both letters."""
+    joined: dict[tuple[frozenset[Privilege], ...], list[Need]] = {}
+    access: dict[str, str] = {}
+    for alternatives in groups:
+        for privilege in alternatives[0]:
+            if isinstance(privilege, Device):
+                access[privilege.path] = access.get(privilege.path, "") + privilege.access
+    for alternatives, group in groups.items():
+        key = tuple(
+            frozenset(
+                dataclasses.replace(p, access="".join(c for c in "rwm" if c in access[p.path]))
+                if isinstance(p, Device) and p.path in access
+                else p
+                for p in alternative
+            )
+            for alternative in alternatives
+        )
+        joined.setdefault(key, []).extend(group)
+    return joined

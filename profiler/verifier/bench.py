@@ -1,0 +1,93 @@
+"""Runs recipes and remembers what came of them: the same recipe is never run twice."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from profiler.harness.interface import Sandbox
+from profiler.model import Outcome, Recipe, Rerun
+
+Accepts = Callable[[Outcome], str | None]  # None: passed; otherwise why not, in a few words
+
+
+class Bench:
+    """Reruns of one workload. `accepts` tells whether an outcome counts as passed; `timeout` is in seconds a run."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        accepts: Accepts,
+        *,
+        timeout: float | None,
+        jobs: int = 1,
+        on_run: Callable[[Rerun], None] = lambda rerun: None,
+    ) -> None:
+        self._sandbox = sandbox
+        self._accepts = accepts
+        self._timeout = timeout
+        self._on_run = on_run
+        self._lock = threading.Lock()
+        self._runs: dict[Recipe, Rerun] = {}
+        self._order: list[Rerun] = []
+        self.jobs = max(1, jobs) if sandbox.parallel() else 1
+        self.failures: dict[Recipe, str] = {}
+
+    @property
+    def runs(self) -> tuple[Rerun, ...]:
+        """Every rerun made so far, in the order in which they ended."""
+        return tuple(self._order)
+
+    def known(self, recipe: Recipe) -> Rerun | None:
+        """The rerun of exactly this recipe, if it was made."""
+        return self._runs.get(recipe)
+
+    def run(self, recipe: Recipe, purpose: str, slot: int = 0) -> Rerun:
+        """Rerun the workload with exactly `recipe`, unless that was done before.
+
+        Raises HostError when the engine is gone.
+        """
+        known = self._runs.get(recipe)
+        if known is not None:
+            return known
+        outcome = self._sandbox.rerun(recipe, timeout=self._timeout, slot=slot)
+        failure = self._accepts(outcome)
+        rerun = Rerun(recipe, outcome, failure is None, purpose)
+        with self._lock:
+            self._runs[recipe] = rerun
+            self._order.append(rerun)
+            if failure is not None:
+                self.failures[recipe] = failure
+        self._on_run(rerun)
+        return rerun
+
+    def run_all(self, recipes: Mapping[Recipe, str], until: float | None = None) -> dict[Recipe, Rerun]:
+        """Rerun several recipes (each with its purpose), `jobs` at a time; none is started after `until` (monotonic
+        seconds). Recipes for which no time was left are missing in the answer."""
+        done: dict[Recipe, Rerun] = {}
+        todo: list[tuple[Recipe, str]] = list(recipes.items())
+
+        def work(slot: int) -> None:
+            while True:
+                with self._lock:
+                    if not todo or (until is not None and time.monotonic() > until):
+                        return
+                    recipe, purpose = todo.pop(0)
+                rerun = self.run(recipe, purpose, slot)
+                with self._lock:
+                    done[recipe] = rerun
+
+        workers = min(self.jobs, len(todo))
+        if workers <= 1:
+            work(0)
+            return done
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            _all_of(pool.submit(work, slot) for slot in range(workers))
+        return done
+
+
+def _all_of(futures: Iterable[concurrent.futures.Future[None]]) -> None:
+    for future in list(futures):
+        future.result()

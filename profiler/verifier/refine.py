@@ -1,0 +1,69 @@
+"""Finds a recipe with which the workload passes, in as few reruns as it can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from profiler.errors import UnverifiedError
+from profiler.model import Privilege, Recipe, Rerun
+from profiler.verifier.bench import Bench
+
+Investigate = Callable[[Rerun], frozenset[Privilege]]  # what a failing rerun, watched, was denied
+
+
+def passing(
+    bench: Bench,
+    candidates: Sequence[Recipe],
+    broad: Recipe,
+    *,
+    order: Callable[[Privilege], int],
+    investigate: Investigate,
+) -> Recipe:
+    """The first of `candidates` (the leanest first) with which the workload passes; where none does, the last one
+    completed: by what its failing run, watched, was denied, or else by halving what is left of `broad`.
+
+    `order` sorts what is added blindly, the least dangerous first. Raises UnverifiedError when the workload does not
+    pass in a rerun with every privilege either.
+    """
+    tried: list[Rerun] = []
+    for recipe in dict.fromkeys(candidates):
+        rerun = bench.run(recipe, "verify")
+        if rerun.passed:
+            return recipe
+        tried.append(rerun)
+    last = tried[-1]
+    for _ in range(3):
+        denied = investigate(last) & broad
+        if denied <= last.recipe:
+            break
+        last = bench.run(last.recipe | denied, "complete")
+        if last.passed:
+            return last.recipe
+    return _halved(bench, last.recipe, broad, order)
+
+
+def _halved(bench: Bench, base: Recipe, broad: Recipe, order: Callable[[Privilege], int]) -> Recipe:
+    """Adds to `base` what is missing of `broad`, each found by halving: about log2(n) reruns a member."""
+    if not bench.run(base | broad, "every privilege").passed:
+        raise UnverifiedError(
+            "the workload passed once under every privilege but not when it was run again",
+            _why(bench, base | broad)
+            + "make it repeatable (state that it leaves behind, ports in use, input it waits for), then profile again",
+        )
+    left = sorted(broad - base, key=lambda privilege: (order(privilege), privilege.label))
+    while not bench.run(base, "complete").passed:
+        low, high = 0, len(left)  # base + left[:low] fails, base + left[:high] passes
+        while high - low > 1:
+            middle = (low + high) // 2
+            if bench.run(base | frozenset(left[:middle]), "halve").passed:
+                high = middle
+            else:
+                low = middle
+        base |= {left[high - 1]}
+        left = left[: high - 1]
+    return base
+
+
+def _why(bench: Bench, recipe: Recipe) -> str:
+    failure = bench.failures.get(recipe)
+    return f"{failure}; " if failure else ""

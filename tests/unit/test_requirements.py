@@ -1,0 +1,139 @@
+"""Which requirements a trace shows, and how sure they are."""
+
+from profiler.model import (
+    Capability,
+    Device,
+    DeviceClass,
+    DeviceUse,
+    Doubt,
+    KernelCheck,
+    Observation,
+    Process,
+    RawCall,
+    SecurityOption,
+    Syscalls,
+    Trace,
+)
+from profiler.synthesizer.denials import denied
+from profiler.synthesizer.pools import Pools
+from profiler.synthesizer.requirements import requirements, seccomp_requirements
+
+SHELL = Process(10, "/bin/sh", ("sh",), 0)
+EVERYTHING = frozenset({"SYS_ADMIN", "DAC_READ_SEARCH", "DAC_OVERRIDE", "SETUID", "NET_RAW", "NET_ADMIN", "SETFCAP"})
+
+
+def call(name, checks=(), result=0, args=(), path=None, process=SHELL):
+    return Observation(name, args, result, path, process, tuple(checks))
+
+
+def check(capability, site, granted=True, **kw):
+    return KernelCheck(capability, granted, site, **kw)
+
+
+def found(*observations, devices=(), grantable=EVERYTHING, confined=True, pools=None):
+    trace = Trace(observations, devices, (), {}, 0, 0.0)
+    rows = requirements(trace, grantable, Pools(pools or {}), confined=confined)
+    return {tuple(sorted(p.label for a in row.alternatives for p in a)): row.doubt for row in rows}
+
+
+def test_a_mount_is_certain():
+    assert found(call("mount", [check("SYS_ADMIN", "path_mount")])) == {("SYS_ADMIN",): Doubt.CERTAIN}
+
+
+def test_a_call_that_fails_anyway_is_doubtful():
+    assert found(call("mount", [check("SYS_ADMIN", "path_mount")], result=-22)) == {("SYS_ADMIN",): Doubt.DOUBTFUL}
+
+
+def test_memory_accounting_is_negligible():
+    rows = found(call("mmap", [check("SYS_ADMIN", "security_vm_enough_memory_mm")], result=None))
+    assert rows == {("SYS_ADMIN",): Doubt.NEGLIGIBLE}
+
+
+def test_borrowed_and_foreign_checks_need_nothing():
+    assert not found(
+        call("openat", [check("SYS_ADMIN", "xattr_permission", borrowed=True)]),
+        call("unshare", [check("SYS_ADMIN", "unshare_nsproxy_namespaces", foreign_namespace=True)]),
+        call("mount", [check("SYS_ADMIN", "path_mount", granted=False)], result=-1),
+    )
+
+
+def test_a_read_of_a_foreign_file_takes_either_capability():
+    assert found(call("openat", [check("DAC_READ_SEARCH", "generic_permission")], result=None)) == {
+        ("DAC_OVERRIDE", "DAC_READ_SEARCH"): Doubt.LIKELY
+    }
+
+
+def test_only_what_can_be_granted_is_an_alternative():
+    rows = found(
+        call("openat", [check("DAC_READ_SEARCH", "generic_permission")], result=None),
+        grantable=frozenset({"DAC_OVERRIDE"}),
+    )
+    assert rows == {("DAC_OVERRIDE",): Doubt.LIKELY}
+
+
+def test_setuid_to_the_same_id_is_doubtful():
+    same = call("setuid", [check("SETUID", "__sys_setuid")], args=("0",))
+    other = call("setuid", [check("SETUID", "__sys_setuid")], args=("33",))
+    assert found(same) == {("SETUID",): Doubt.DOUBTFUL}
+    assert found(same, other) == {("SETUID",): Doubt.LIKELY}
+
+
+def test_a_sysctl_written_in_a_container_needs_unmasked_paths():
+    write = call("openat", args=("AT_FDCWD", "/proc/sys/net/ipv4/ip_forward"), path="/proc/sys/net/ipv4/ip_forward")
+    assert found(write) == {("systempaths=unconfined",): Doubt.LIKELY}
+    assert not found(write, confined=False)
+
+
+def test_root_that_maps_itself_needs_setfcap_though_nothing_is_checked():
+    assert found(call("openat", path="/proc/self/uid_map")) == {("SETFCAP",): Doubt.LIKELY}
+    user = Process(10, "/usr/bin/unshare", (), 1000)
+    assert not found(call("openat", path="/proc/self/uid_map", process=user))
+
+
+def test_devices_join_their_access_and_pools_become_classes():
+    uses = (
+        DeviceUse("/dev/fuse", "c", 10, 229, "r", SHELL),
+        DeviceUse("/dev/fuse", "c", 10, 229, "w", SHELL),
+        DeviceUse("/dev/loop3", "b", 7, 3, "rw", SHELL),
+        DeviceUse("/srv/null2", "c", 1, 3, "rw", SHELL, made=True),
+    )
+    trace = Trace((), uses, (), {}, 0, 0.0)
+    rows = requirements(trace, EVERYTHING, Pools({("b", 7): ("/dev/loop0", "/dev/loop3")}), confined=True)
+    assert {next(iter(row.alternatives[0])) for row in rows} == {
+        Device("/dev/fuse", "rw"),
+        DeviceClass("b", 7, None, "rwm", ("/dev/loop0", "/dev/loop3")),
+        DeviceClass("c", 1, 3, "rwm"),
+    }
+
+
+def test_refused_calls_are_one_requirement_each():
+    keyctl = RawCall("keyctl", 250, (0, 0, 0, 0, 0, 0), SHELL, result=1)
+    failing = RawCall("kcmp", 312, (0, 0, 0, 0, 0, 0), SHELL, result=-1)
+    rows = {row.alternatives[0]: row.doubt for row in seccomp_requirements([keyctl, failing])}
+    assert rows == {
+        frozenset({Syscalls(("keyctl",))}): Doubt.LIKELY,
+        frozenset({Syscalls(("kcmp",))}): Doubt.DOUBTFUL,
+    }
+
+
+def weight(privilege):
+    return {"DAC_READ_SEARCH": 1}.get(privilege.name, 2)
+
+
+def test_denied_takes_the_refused_call_and_not_the_probe():
+    trace = Trace(
+        (
+            call("openat", [check("DAC_READ_SEARCH", "generic_permission", False),
+                            check("DAC_OVERRIDE", "generic_permission", False)], result=-13),
+            call("mmap", [check("SYS_ADMIN", "security_vm_enough_memory_mm", False)], result=None),
+            call("access", [check("DAC_OVERRIDE", "generic_permission", False)], result=-13),
+        ),
+        (), (), {}, 1, 0.0,
+    )  # fmt: skip
+    assert denied(trace, frozenset(), EVERYTHING, weight) == {Capability("DAC_READ_SEARCH")}
+
+
+def test_denied_finds_nothing_that_is_held():
+    trace = Trace((call("mount", [check("SYS_ADMIN", "path_mount", False)], result=-1),), (), (), {}, 1, 0.0)
+    assert denied(trace, frozenset({Capability("SYS_ADMIN")}), EVERYTHING, weight) == frozenset()
+    assert denied(trace, frozenset({SecurityOption("x")}), EVERYTHING, weight) == {Capability("SYS_ADMIN")}

@@ -1,0 +1,102 @@
+"""Completing, proving and remembering, on a sandbox that only compares sets."""
+
+import pytest
+
+from profiler.errors import UnverifiedError
+from profiler.model import Capability, Outcome
+from profiler.verifier.bench import Bench
+from profiler.verifier.prove import prove
+from profiler.verifier.refine import passing
+
+ALL = frozenset(Capability(n) for n in "ABCDEFGHIJKLMNOP")
+
+
+def caps(names):
+    return frozenset(Capability(n) for n in names)
+
+
+class Imagined:
+    """Passes where the recipe holds one of `enough`."""
+
+    def __init__(self, *enough, parallel=True):
+        self.enough = [caps(names) for names in enough]
+        self.ran = []
+        self._parallel = parallel
+
+    def rerun(self, recipe, *, timeout, slot=0):
+        self.ran.append(recipe)
+        return Outcome(0 if any(e <= recipe for e in self.enough) else 1, 0.0)
+
+    def parallel(self):
+        return self._parallel
+
+
+def accepts(outcome):
+    return None if outcome.exit_code == 0 else f"exit code {outcome.exit_code}"
+
+
+def order(privilege):
+    return ord(privilege.name)
+
+
+def bench_of(sandbox, jobs=1):
+    return Bench(sandbox, accepts, timeout=None, jobs=jobs)
+
+
+def nothing(rerun):
+    return frozenset()
+
+
+def test_the_lean_recipe_is_tried_first_and_suffices():
+    sandbox = Imagined("A")
+    recipe = passing(bench_of(sandbox), [caps("A"), caps("AB")], ALL, order=order, investigate=nothing)
+    assert recipe == caps("A") and sandbox.ran == [caps("A")]
+
+
+def test_a_failing_run_is_completed_by_what_it_was_denied():
+    sandbox = Imagined("ABC")
+    denied = {caps("A"): caps("B"), caps("AB"): caps("C")}
+    recipe = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=lambda r: denied[r.recipe])
+    assert recipe == caps("ABC") and len(sandbox.ran) == 3
+
+
+@pytest.mark.parametrize("hidden", ["AB", "AP", "ABP", "AFGK"])
+def test_what_no_witness_saw_is_found_by_halving(hidden):
+    sandbox = Imagined(hidden)
+    recipe = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing)
+    assert recipe == caps(hidden)
+    assert len(sandbox.ran) <= 3 + 6 * len(hidden)
+
+
+def test_a_workload_that_does_not_repeat_is_said_so():
+    with pytest.raises(UnverifiedError, match="when it was run again"):
+        passing(bench_of(Imagined()), [caps("A")], ALL, order=order, investigate=nothing)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_removal_keeps_what_is_needed_and_drops_the_rest(jobs):
+    proof = prove(bench_of(Imagined("AC"), jobs), caps("ABCD"), order=order)
+    assert proof.recipe == caps("AC") and set(proof.needed) == caps("AC") and set(proof.dropped) == caps("BD")
+    assert proof.complete
+
+
+def test_two_that_stand_in_for_each_other_are_not_both_dropped():
+    """Leave-one-out from the full set would drop DAC_READ_SEARCH and DAC_OVERRIDE: each alone is enough."""
+    proof = prove(bench_of(Imagined("A", "B")), caps("AB"), order=order)
+    assert proof.recipe == caps("A") and proof.dropped == (Capability("B"),) and proof.complete
+
+
+def test_no_time_left_proves_nothing_and_loses_nothing():
+    proof = prove(bench_of(Imagined("A")), caps("AB"), order=order, until=0.0)
+    assert proof.recipe == caps("AB") and not proof.complete
+
+
+def test_the_same_recipe_is_never_run_twice():
+    sandbox = Imagined("A")
+    bench = bench_of(sandbox)
+    assert bench.run(caps("A"), "verify") is bench.run(caps("A"), "again")
+    assert len(sandbox.ran) == 1
+
+
+def test_fixed_names_and_ports_allow_one_run_at_a_time():
+    assert Bench(Imagined(parallel=False), accepts, timeout=None, jobs=4).jobs == 1
