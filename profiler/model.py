@@ -44,7 +44,7 @@ class Device:
 class DeviceClass:
     """A pool of nodes of which any may be used in the next run (loop, tty, nbd): `kind` is `b` or `c`.
 
-    `minor` None means every minor. `paths` are the nodes present on this host, which the recipe lists one by one where
+    `minor` None means every minor, a negative `major` every major. `paths` are the nodes present on this host, which the recipe lists one by one where
     the engine cannot create them from a rule.
     """
 
@@ -57,7 +57,7 @@ class DeviceClass:
     @property
     def label(self) -> str:
         """How the manifest and the table name it."""
-        return f"{self.kind} {self.major}:{'*' if self.minor is None else self.minor} {self.access}"
+        return f"{self.kind} {'*' if self.major < 0 else self.major}:{'*' if self.minor is None else self.minor} {self.access}"
 
 
 @dataclass(frozen=True, order=True)

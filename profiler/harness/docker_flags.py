@@ -1,0 +1,52 @@
+"""Renders a recipe as the flags of `docker run` that replace `--privileged`. Talks to nobody.
+
+The order is fixed, so that equal recipes give equal command lines: capabilities, devices, rules, options, sysctls.
+"""
+
+from __future__ import annotations
+
+from profiler.model import Capability, Device, DeviceClass, Recipe, SecurityOption, Syscalls, Sysctl
+
+SECCOMP_UNCONFINED = "seccomp=unconfined"
+
+
+def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]:
+    """The flags for exactly `recipe`, beginning with `--cap-drop ALL`.
+
+    `profile_path` is the seccomp profile that opens the recipe's `Syscalls` (the docker client reads the file and sends
+    its text). A recipe that switches seccomp off altogether needs no profile. Raises ValueError if the recipe has
+    `Syscalls` and there is no profile: without it the flags would not be this recipe.
+    """
+    flags = ["--cap-drop", "ALL"]
+    for capability in sorted(p for p in recipe if isinstance(p, Capability)):
+        flags += ["--cap-add", capability.name]
+    for path, access in sorted(_nodes(recipe).items()):
+        flags += ["--device", f"{path}:{path}:{access}"]
+    for pool in sorted((p for p in recipe if isinstance(p, DeviceClass)), key=lambda pool: pool.label):
+        flags += ["--device-cgroup-rule", pool.label]
+    for option in sorted(p for p in recipe if isinstance(p, SecurityOption)):
+        flags += ["--security-opt", option.option]
+    has_syscalls = any(isinstance(p, Syscalls) for p in recipe)
+    if has_syscalls and SecurityOption(SECCOMP_UNCONFINED) not in recipe:
+        if profile_path is None:
+            raise ValueError("a recipe with system calls needs the path of its seccomp profile")
+        flags += ["--security-opt", f"seccomp={profile_path}"]
+    for sysctl in sorted(p for p in recipe if isinstance(p, Sysctl)):
+        flags += ["--sysctl", f"{sysctl.key}={sysctl.value}"]
+    return tuple(flags)
+
+
+def _nodes(recipe: Recipe) -> dict[str, str]:
+    """Every node to create, once, with the union of the accesses: the engine refuses no duplicate but obeys the last."""
+    nodes: dict[str, str] = {}
+    for privilege in recipe:
+        if isinstance(privilege, Device):
+            paths: tuple[str, ...] = (privilege.path,)
+        elif isinstance(privilege, DeviceClass):
+            paths = privilege.paths
+        else:
+            continue
+        for path in paths:
+            union = nodes.get(path, "") + privilege.access
+            nodes[path] = "".join(letter for letter in "rwm" if letter in union)
+    return nodes
