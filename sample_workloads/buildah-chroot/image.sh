@@ -1,0 +1,11 @@
+#!/bin/sh
+# What the build starts from: a root with busybox in it, and the file that says what to do with it.
+set -eu
+mkdir -p /srv/context/root/bin
+cp /bin/busybox /srv/context/root/bin/busybox
+ln -s busybox /srv/context/root/bin/sh
+cat > /srv/context/Containerfile << 'END'
+FROM scratch
+COPY root /
+RUN busybox echo built > /made && busybox chown 1:1 /made
+END
