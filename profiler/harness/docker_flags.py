@@ -37,7 +37,7 @@ def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]
 
 
 def _nodes(recipe: Recipe) -> dict[str, str]:
-    """Every node to create, once, with the union of the accesses: the engine refuses no duplicate but obeys the last."""
+    """Every node to create, once, with the union of the accesses."""
     nodes: dict[str, str] = {}
     for privilege in recipe:
         if isinstance(privilege, Device):
