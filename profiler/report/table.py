@@ -1,0 +1,139 @@
+"""The short report for people: what is needed, why, how far it is proved, and the line to run instead."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from profiler.model import Rerun, Status
+from profiler.report.evidence import document_of, headline, printable, tellingness
+from profiler.report.interface import JudgedRequirement, Report
+from profiler.report.lines import setpriv_line, shell_lines, systemd_run_line
+from profiler.report.manifest import in_order, is_proved, verification_status
+
+PLAIN_WIDTH = 100  # columns, where the reader is a file or a pipe
+_STYLES = {Status.REQUIRED: "bold", Status.UNPROVEN: "yellow", Status.OPTIONAL: "dim"}
+_RUNS_SHOWN = 4
+
+
+def render(report: Report, *, width: int = PLAIN_WIDTH, colour: bool = False) -> str:
+    """The report as text of `width` columns, with escape sequences for a terminal only if `colour`.
+
+    Nothing that the workload chose (paths, arguments) can contribute an escape sequence of its own.
+    """
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+        legacy_windows=False,
+        _environ={},
+    )
+    _head(console, report)
+    kept = [row for row in in_order(report.requirements) if row.status is not Status.OPTIONAL]
+    if kept:
+        console.print(_table(kept))
+    for style, line in (*_verification(report), *_left_out(report), *_remarks(report)):
+        console.print(Text(printable(line), style=style))
+    for title, line in _commands(report, width):
+        console.print(Text(f"\n{title}"), Text(line), sep="\n", soft_wrap=True)
+    text = console.file
+    assert isinstance(text, io.StringIO)
+    return text.getvalue()
+
+
+def _head(console: Console, report: Report) -> None:
+    recipe = report.verdict.recipe
+    if recipe:
+        many = "1 privilege" if len(recipe) == 1 else f"{len(recipe)} privileges"
+        console.print(Text(f"{many} instead of all of --privileged", style="bold"))
+    elif report.verdict.verified:
+        console.print(Text("needs no privilege: drop --privileged", style="bold green"))
+    else:
+        console.print(Text("no privilege was found to be needed, but that is not verified", style="bold yellow"))
+
+
+def _table(rows: list[JudgedRequirement]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("PRIVILEGE", overflow="fold", min_width=12)
+    table.add_column("STATUS", no_wrap=True)
+    table.add_column("WHY", overflow="fold", ratio=3)
+    table.add_column("PROCESS", overflow="fold")
+    for row in rows:
+        evidence = sorted((document_of(piece) for piece in row.requirement.evidence), key=tellingness, reverse=True)
+        why = headline(evidence[0]) if evidence else row.requirement.reason
+        process = evidence[0]["process"]["exe"] if evidence else ""
+        table.add_row(
+            Text(printable(row.privilege.label)),
+            Text(row.status.value, style=_STYLES[row.status]),
+            Text(printable(why)),
+            Text(printable(process)),
+        )
+    return table
+
+
+def _seconds(runs: tuple[Rerun, ...]) -> str:
+    if len(runs) > _RUNS_SHOWN:
+        return f"{sum(run.outcome.seconds for run in runs):.1f} s in all"
+    return ", ".join(f"{run.outcome.seconds:.1f} s" for run in runs)
+
+
+def _verification(report: Report) -> Iterator[tuple[str, str]]:
+    verdict = report.verdict
+    many = "1 run" if len(verdict.runs) == 1 else f"{len(verdict.runs)} runs"
+    match verification_status(verdict):
+        case "verified":
+            proof = "proved" if is_proved(report) else "unproved"
+            yield "green", f"verified in {many} ({_seconds(verdict.runs)}); minimal: {proof}"
+        case "failed":
+            codes = ", ".join(
+                "time limit" if run.outcome.timed_out else f"exit code {run.outcome.exit_code}"
+                for run in verdict.runs[-_RUNS_SHOWN:]
+            )
+            yield "bold red", f"not verified: {many} ({_seconds(verdict.runs)}), none passed with this recipe ({codes})"
+        case _:
+            yield "bold yellow", "not verified: no rerun was made"
+
+
+def _left_out(report: Report) -> Iterator[tuple[str, str]]:
+    """What some call asked for and the workload passes without, each with what it was asked for."""
+    for privilege, tried in sorted(report.verdict.optional.items(), key=lambda item: item[0].label):
+        yield "", f"left out: {privilege.label} (passes without it): {tried}"
+
+
+def _remarks(report: Report) -> Iterator[tuple[str, str]]:
+    for name, count in sorted(report.trace.losses.items()):
+        if count:
+            yield "yellow", f"lost: {name} ×{count}: the trace is incomplete, so nothing is called minimal"
+    if report.facts.not_granted:
+        yield "", f"not granted in any run, nobody here can: {', '.join(report.facts.not_granted)}"
+    for note in report.trace.notes:
+        yield "", f"note: {note}"
+    for warning in report.warnings:
+        yield "yellow", f"warning: {warning}"
+    for advice in report.safer:
+        flag = f" ({advice.flag})" if advice.flag else ""
+        yield "cyan", f"safer: {advice.text}{flag}: {advice.reason}"
+
+
+def _commands(report: Report, width: int) -> Iterator[tuple[str, str]]:
+    """The lines to run instead; surrogates of words that are not UTF-8 cannot be printed and become `\\xNN`."""
+    verified = report.verdict.verified
+    if report.docker_command:
+        yield "run this instead:" if verified else "not verified:", _safe(report.docker_command, width)
+        return
+    recipe = report.verdict.recipe
+    yield "with setpriv:", _safe(setpriv_line(recipe, report.command), width)
+    yield "with systemd:", _safe(systemd_run_line(recipe, report.command), width)
+    yield "flags for docker run:", _safe(report.docker_args, width)
+
+
+def _safe(words: tuple[str, ...], width: int) -> str:
+    return "\n".join(printable(line) for line in shell_lines(words, width).split("\n"))
