@@ -38,9 +38,9 @@ _RUN_VALUED = """
     dns-option dns-search domainname entrypoint env env-file expose gpus group-add health-cmd health-interval
     health-retries health-start-interval health-start-period health-timeout hostname io-maxbandwidth io-maxiops ip
     ip6 ipc isolation kernel-memory label label-file link link-local-ip log-driver log-opt mac-address memory
-    memory-reservation memory-swap memory-swappiness mount name network network-alias oom-score-adj pid pids-limit platform
-    publish pull restart runtime security-opt shm-size stop-signal stop-timeout storage-opt sysctl tmpfs ulimit user userns uts
-    volume volume-driver volumes-from workdir
+    memory-reservation memory-swap memory-swappiness mount name network network-alias oom-score-adj pid pids-limit
+    platform publish pull restart runtime security-opt shm-size stop-signal stop-timeout storage-opt sysctl tmpfs
+    ulimit user userns uts volume volume-driver volumes-from workdir
 """
 RUN = Grammar(
     command="docker run",
