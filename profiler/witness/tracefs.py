@@ -1,0 +1,321 @@
+"""`CheckWitness`: sees the kernel's capability checks of one workload, with their stacks, through tracefs.
+
+The trace event `capability:cap_capable` (Linux 6.14) where it exists, else kprobes on the function cap_capable. Beside
+it the ends of chosen system calls, and births, execs and deaths of tasks. Only tasks that were armed and their
+descendants are seen (`set_event_pid`, `options/event-fork`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from profiler import leftovers
+from profiler.errors import HostError
+from profiler.witness import instance as tracing
+from profiler.witness.events import Classifier, Decoder, Event, Formats, Raw
+from profiler.witness.instance import Instance
+from profiler.witness.ringbuffer import EventFormat, parse_format, parse_header_page
+from profiler.witness.stacks import StackInfo, classify, kernel_name
+from profiler.witness.symbols import Symbols
+
+CHECK_EVENT = "capability/cap_capable"
+TASK_EVENTS = ("task/task_newtask", "sched/sched_process_exec", "sched/sched_process_exit")
+FORK_EVENT = "sched/sched_process_fork"
+BUFFER_KIB = 8192  # a processor: some 40,000 checks with their stacks
+SUBBUFFER_KIB = 64  # fewer, larger reads; kernels before 6.8 have pages of 4 KiB only
+PAGES_A_ROUND = 64  # a processor: a round's events go on to the ledger before the next round
+# A writer on another processor may have taken its time stamp and not yet committed its event
+SETTLE_NS = 2_000_000
+ROUND_SECONDS = 0.02
+# $argN: kernel/trace/trace_probe.c; security/commoncap.c: cap_capable(cred, target_ns, cap, opts)
+ENTRY_PROBE = "p:{group}/check cap_capable cred=$arg1:x64 target_ns=$arg2:x64 cap=$arg3:s32 opts=$arg4:x32\n"
+RETURN_PROBE = "r128:{group}/answer cap_capable ret=$retval:s32\n"  # at most 128 checks under way at a time
+
+_STAT = re.compile(r"^(overrun|commit overrun|dropped events): (\d+)$", re.MULTILINE)
+
+
+def probe() -> str | None:
+    """How checks can be seen here: `cap_capable` (the trace event), `kprobe`, or None. Tried, not guessed."""
+    try:
+        return _kind(tracing.tracefs())
+    except HostError:
+        return None
+
+
+def _kind(root: Path) -> str:
+    """As `probe`, but says why not. HostError."""
+    if (root / "events" / CHECK_EVENT / "format").exists():
+        return "cap_capable"
+    if not (root / "kprobe_events").exists():
+        raise HostError(
+            "this kernel has neither the trace event capability:cap_capable nor kprobes",
+            "use Linux 6.14 or later, or a kernel with CONFIG_KPROBE_EVENTS",
+        )
+    group = tracing.probe_group(leftovers.owner_tag()) + "_try"
+    try:
+        tracing.write(root / "kprobe_events", ENTRY_PROBE.format(group=group))
+        tracing.remove_probes(root, group)
+    except OSError as error:
+        raise HostError(
+            f"the kernel refuses a kprobe on cap_capable: {error.strerror or error}",
+            "kernel lockdown forbids kprobes: switch it off, or use Linux 6.14 or later",
+        ) from error
+    return "kprobe"
+
+
+class CheckWitness:
+    """A context manager over a trace instance named after this process. One thread reads.
+
+    `calls` are the system calls (table names) whose ends shall be seen; `without_exit` those of them for which this
+    kernel has no such event. `buffer_kib` is a processor's buffer. HostError on entering where checks cannot be seen.
+    """
+
+    probe = staticmethod(probe)
+
+    def __init__(self, calls: Iterable[str] = (), *, buffer_kib: int = BUFFER_KIB) -> None:
+        self._calls = sorted(set(calls))
+        self._buffer_kib = buffer_kib
+        self._symbols = Symbols()
+        self._classifier = Classifier()
+        self._pipes: list[int] = []
+        self._carried: list[Raw] = []
+        self._events: list[str] = []
+        self._enabled = False
+        self._group: str | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._losses: dict[str, int] = {}
+        self._instance: Instance | None = None
+        self.kind = ""
+        self.without_exit: tuple[str, ...] = ()
+
+    @classmethod
+    def clean_leftovers(cls) -> list[str]:
+        """Remove instances and kprobe events that killed runs left; their names. Empty where there is no tracefs."""
+        try:
+            root = tracing.tracefs()
+        except HostError:
+            return []
+        return tracing.clean_leftovers(root)
+
+    def __enter__(self) -> CheckWitness:
+        self._root = tracing.tracefs()
+        self.kind = _kind(self._root)
+        self._symbols.refresh()
+        try:
+            self._prepare()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise HostError(
+                    f"the trace instance cannot be set up: {error}", "run as root, with kernel lockdown off"
+                ) from error
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        name = tag = leftovers.owner_tag()
+        number = 1
+        while (self._root / "instances" / name).exists():  # another witness of this process
+            number += 1
+            name = f"{tag}-{number}"
+        self._instance = made = Instance(self._root, name)
+        made.write("tracing_on", "0")
+        made.write("trace_clock", "mono")  # the clock of time.monotonic_ns()
+        with contextlib.suppress(OSError):
+            made.write("buffer_subbuf_size_kb", str(SUBBUFFER_KIB))
+        made.write("buffer_size_kb", str(self._buffer_kib))
+        made.write("options/event-fork", "1")
+        if self.kind == "kprobe":
+            self._group = tracing.probe_group(name)
+            tracing.write(self._root / "kprobe_events", ENTRY_PROBE.format(group=self._group))
+            tracing.write(self._root / "kprobe_events", RETURN_PROBE.format(group=self._group))
+        check = f"{self._group}/check" if self._group else CHECK_EVENT
+        # a trigger, not options/stacktrace: only this event shall cost a stack
+        made.write(f"events/{check}/trigger", "stacktrace\n")
+        formats = self._formats(made, check)
+        self._layout = parse_header_page(made.read("events/header_page"))
+        self._decoder = Decoder(self._layout, formats, self._resolve)
+        for cpu in sorted((made.path / "per_cpu").glob("cpu*"), key=lambda path: int(path.name[3:])):
+            self._pipes.append(os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def _formats(self, made: Instance, check: str) -> Formats:
+        def one(event: str) -> EventFormat | None:
+            if not made.event(event):
+                return None
+            if event != "ftrace/kernel_stack":
+                self._events.append(event)
+            return parse_format(made.read(f"events/{event}/format"))
+
+        stack, checks = one("ftrace/kernel_stack"), one(check)
+        if stack is None or checks is None:
+            raise HostError("this kernel records no stacks with its trace events", "use one with CONFIG_STACKTRACE")
+        exits = {name: one(f"syscalls/sys_exit_{kernel_name(name)}") for name in self._calls}
+        self.without_exit = tuple(name for name, format_ in exits.items() if format_ is None)
+        newtask, exec_, gone = (one(event) for event in TASK_EVENTS)
+        return Formats(
+            stack=stack,
+            check=checks,
+            answer=one(f"{self._group}/answer") if self._group else None,
+            exits={name: format_ for name, format_ in exits.items() if format_ is not None},
+            newtask=newtask,
+            fork=None if newtask else one(FORK_EVENT),
+            exec=exec_,
+            gone=gone,
+        )
+
+    def _resolve(self, addresses: tuple[int, ...]) -> StackInfo:
+        self._symbols.refresh()
+        return classify([self._symbols.name(address) for address in addresses if address])
+
+    # -- following ---------------------------------------------------------------------------------------------------
+
+    def arm(self, pid: int) -> None:
+        """See the task `pid` and all that it will make. The filter stands before anything is recorded."""
+        self.follow(pid)
+        if self._enabled:
+            return
+        made = self._made()
+        for event in self._events:
+            made.write(f"events/{event}/enable", "1")
+        made.write("tracing_on", "1")
+        self._enabled = True
+
+    def follow(self, pid: int) -> None:
+        """See one more task, for those that `event-fork` misses (io_uring workers). HostError when it is gone."""
+        try:
+            self._made().write("set_event_pid", f"{pid}\n")
+        except OSError as error:
+            raise HostError(f"task {pid} cannot be followed: {error.strerror or error}", "is it gone?") from error
+
+    def _made(self) -> Instance:
+        if self._instance is None:
+            raise ValueError("the witness is closed")
+        return self._instance
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read(self, *, final: bool = False) -> list[Event]:
+        """The events since the last time, of all processors in the order of time; never waits.
+
+        Events younger than the moment this began, less a margin, are kept for the next time, for an older one may
+        still appear on another processor; `final` returns all.
+        """
+        watermark = time.monotonic_ns() - SETTLE_NS
+        raw, self._carried = self._carried, []
+        more = False
+        for cpu, pipe in enumerate(self._pipes):
+            last = self._drain(cpu, pipe, raw)
+            if last is not None:  # this processor has more to read
+                watermark, more = min(watermark, last), True
+        if final and more:  # the buffer is no longer written: this ends
+            return [*self._finish_round(raw, watermark), *self.read(final=True)]
+        if final:
+            self._decoder.flush(raw)
+        return self._finish_round(raw, None if final else watermark)
+
+    def _drain(self, cpu: int, pipe: int, raw: list[Raw]) -> int | None:
+        """Read one processor's pages; None when it is empty, else the time of the last event read."""
+        last = 0
+        for _ in range(PAGES_A_ROUND):
+            try:
+                page = os.read(pipe, self._layout.size)
+            except BlockingIOError:
+                return None
+            if not page:
+                return None
+            last = self._decoder.page(cpu, page, raw) or last
+        return last
+
+    def _finish_round(self, raw: list[Raw], watermark: int | None) -> list[Event]:
+        raw.sort(key=lambda event: event[0])
+        if watermark is not None and raw and raw[-1][0] > watermark:
+            low, high = 0, len(raw)
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (middle + 1, high) if raw[middle][0] <= watermark else (low, middle)
+            self._carried = raw[low:]
+            del raw[low:]
+        events = self._classifier.classify(raw)
+        count, info = self._decoder.accounted()
+        if count and info is not None:
+            events.append(self._classifier.accounting(time.monotonic_ns(), count, info))
+        return events
+
+    def start(self, sink: Callable[[Sequence[Event]], None]) -> None:
+        """Read in a thread of our own and hand every batch to `sink` (`Ledger.feed`), until `stop`."""
+        self._thread = threading.Thread(target=self._run, args=(sink,), name="check-witness", daemon=True)
+        self._thread.start()
+
+    def _run(self, sink: Callable[[Sequence[Event]], None]) -> None:
+        try:
+            while not self._stop.is_set():
+                events = self.read()
+                if events:
+                    sink(events)
+                self._stop.wait(ROUND_SECONDS)
+            events = self.read(final=True)
+            if events:
+                sink(events)
+        except BaseException as error:  # handed on to whoever calls stop
+            self._failure = error
+
+    def stop(self) -> None:
+        """Record no more, hand the rest to the sink and end the thread. Raises what the thread failed with."""
+        if self._instance is not None and self._enabled:
+            self._instance.write("tracing_on", "0")
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def losses(self) -> dict[str, int]:
+        """What was not seen, counted by name; empty when nothing was lost. Still answers after `close`."""
+        if self._instance is None:
+            return dict(self._losses)
+        found: dict[str, int] = {}
+        for stats in (self._instance.path / "per_cpu").glob("cpu*/stats"):
+            for name, count in _STAT.findall(stats.read_text(encoding="utf-8")):
+                if int(count):
+                    key = {"overrun": "overwritten events", "commit overrun": "nested events"}.get(name, name)
+                    found[key] = found.get(key, 0) + int(count)
+        if not found and self._decoder.missed:
+            found["overwritten events"] = self._decoder.missed
+        if self._decoder.stackless:
+            found["checks without a stack"] = self._decoder.stackless
+        if self._classifier.unanswered:
+            found["checks without an answer"] = self._classifier.unanswered
+        return found
+
+    def close(self) -> None:
+        """Stop, and remove the instance and the probes. Idempotent."""
+        made = self._instance
+        if made is None:
+            return
+        try:
+            self.stop()
+        finally:
+            with contextlib.suppress(AttributeError):  # failed before there was a decoder
+                self._losses = self.losses()
+            self._instance = None
+            while self._pipes:
+                os.close(self._pipes.pop())
+            made.remove()
+            if self._group is not None:
+                tracing.remove_probes(self._root, self._group)
