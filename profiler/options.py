@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,27 +88,3 @@ def duration(text: str) -> float:
     if match is None:
         raise UsageError(f"{text!r} is not a duration", "write for example 30s, 5m or 1h")
     return float(match[1]) * _UNITS[match[2] or ""]
-
-
-def is_docker_run(command: Sequence[str]) -> bool:
-    """Whether `command` is a `docker run` or `docker container run`, whatever global flags stand between.
-
-    Only the first word's base name and the presence of the subcommand are looked at; the harness reads the rest.
-    """
-    if not command or Path(command[0]).name != "docker":
-        return False
-    words = iter(command[1:])
-    for word in words:
-        if word in _GLOBAL_FLAGS_WITH_VALUE:
-            next(words, None)
-        elif word == "container":
-            continue
-        elif not word.startswith("-"):
-            return word == "run"
-    return False
-
-
-# Flags of `docker` itself, before the subcommand, whose value is the next word (docker(1)).
-_GLOBAL_FLAGS_WITH_VALUE = frozenset(
-    {"-c", "--context", "--config", "-H", "--host", "-l", "--log-level", "--tlscacert", "--tlscert", "--tlskey"}
-)

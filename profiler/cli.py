@@ -1,0 +1,335 @@
+"""The command line: parse, call, print, exit. The only module that prints or ends the process.
+
+The workload's own standard output and error pass through untouched; our words go to standard error, except for
+`explain`, `doctor` and `--help`, whose result is standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from profiler import __version__
+from profiler.errors import (
+    EXIT_HOST,
+    EXIT_INTERNAL,
+    EXIT_USAGE,
+    EXIT_VERIFIED,
+    ProfilerError,
+    UnverifiedError,
+    UsageError,
+)
+from profiler.options import DEFAULT_PROVE_BUDGET, Network, Options, Prove, Seccomp, duration
+from profiler.report import explain as evidence
+from profiler.report import lines, manifest, table
+
+if TYPE_CHECKING:
+    from profiler.harness.interface import Sandbox
+    from profiler.report.interface import Report
+
+_NAME = "capprofile"
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class _Ended(BaseException):
+    """A signal that ends this program arrived; not an Exception, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """30, 30s, 500ms, 5m or 1h, as seconds; click's own BadParameter for anything else, so that the option is named."""
+    if value is None:
+        return None
+    try:
+        return duration(value)
+    except UsageError as error:
+        raise click.BadParameter(f"{error.message} ({error.hint})", context, parameter) from error
+
+
+def _say(line: str) -> None:
+    click.echo(f"{_NAME}: {line}", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name=_NAME)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def capprofile(debug: bool) -> None:
+    """Find, prove and explain the least privileges that a container or a command needs instead of --privileged."""
+
+
+@capprofile.command(
+    context_settings={"allow_interspersed_args": False}, short_help="Profile a command and prove its recipe."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the manifest to FILE.")
+@click.option(
+    "--prove/--no-prove",
+    default=None,
+    help="Try every member's removal, or none.  [default: as many as fit into --prove-budget]",
+)
+@click.option(
+    "--prove-budget",
+    callback=_seconds,
+    metavar="DURATION",
+    default=f"{DEFAULT_PROVE_BUDGET:.0f}s",
+    show_default=True,
+    help="How long removals may take in all, without --prove.",
+)
+@click.option("--jobs", type=int, metavar="N", help="Reruns at a time.  [default: one a processor]")
+@click.option(
+    "--timeout", callback=_seconds, metavar="DURATION", help="Stop a run that takes longer: it has then failed."
+)
+@click.option(
+    "--for",
+    "run_for",
+    callback=_seconds,
+    metavar="DURATION",
+    help="Stop a service after this time: it has then passed.",
+)
+@click.option("--until-healthy", is_flag=True, help="Stop a service once its health check passes (Docker only).")
+@click.option("--repeat", type=int, default=1, metavar="N", help="Trace N runs and merge what they show.")
+@click.option("--strict", is_flag=True, help="A rerun fails when a call is denied in it that had succeeded.")
+@click.option("--keep-optional", is_flag=True, help="Keep what is asked for even if the workload passes without it.")
+@click.option("--check", metavar="CMD", help="Run CMD on this host after each run; the run passes if CMD exits with 0.")
+@click.option("--check-inside", metavar="CMD", help="The same inside the container, before it is removed.")
+@click.option("--compare-output", is_flag=True, help="A rerun passes only with the output of the traced run.")
+@click.option("--expect", metavar="FILE", multiple=True, help="A run passes only if it has produced FILE (repeatable).")
+@click.option(
+    "--seccomp",
+    type=click.Choice([choice.value for choice in Seccomp]),
+    default=Seccomp.PROFILE.value,
+    show_default=True,
+    help="Calls that the engine's own filter denies: deny them, open just these, use no filter, allow the observed.",
+)
+@click.option(
+    "--network",
+    type=click.Choice([choice.value for choice in Network]),
+    default=Network.PRIVATE.value,
+    show_default=True,
+    help="The network of the embedded sandbox.",
+)
+@click.option("--quiet", is_flag=True, help="No progress lines, only the report.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
+def run(
+    *,
+    output: Path | None,
+    prove: bool | None,
+    prove_budget: float,
+    jobs: int | None,
+    timeout: float | None,
+    run_for: float | None,
+    until_healthy: bool,
+    repeat: int,
+    strict: bool,
+    keep_optional: bool,
+    check: str | None,
+    check_inside: str | None,
+    compare_output: bool,
+    expect: tuple[str, ...],
+    seccomp: str,
+    network: str,
+    quiet: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Profile COMMAND: run it with every privilege, find what it needs, and run it again with exactly that.
+
+    A COMMAND that is a `docker run …` is profiled in its container; anything else runs in a throwaway sandbox of its
+    own, without an engine and without changing this host. Options of capprofile stand before COMMAND; separate the two
+    with --.
+    """
+    options = Options(
+        output=output,
+        prove=Prove.BUDGET if prove is None else Prove.ALL if prove else Prove.NONE,
+        prove_budget=prove_budget,
+        jobs=jobs if jobs is not None else os.cpu_count() or 1,
+        timeout=timeout,
+        run_for=run_for,
+        until_healthy=until_healthy,
+        repeat=repeat,
+        strict=strict,
+        keep_optional=keep_optional,
+        check=check,
+        check_inside=check_inside,
+        compare_output=compare_output,
+        expect=expect,
+        seccomp=Seccomp(seccomp),
+        network=Network(network),
+        quiet=quiet,
+    )
+    if output is not None:
+        manifest.check_writable(output)
+    report = _profiled(command, options)
+    document = manifest.render(report)
+    click.echo(table.render(report, width=_width(), colour=_colour()), err=True, nl=False)
+    if output is not None:
+        manifest.write(output, document)
+        _say(f"wrote the manifest to {output}")
+        profile = manifest.Manifest(document).seccomp_profile
+        if profile is not None:
+            _say(f"its seccomp profile is {profile}")
+    if not report.verdict.verified:
+        raise UnverifiedError(
+            "no verified recipe: the workload did not pass with the privileges above",
+            "look at the runs with capprofile explain, or widen what counts as passed (--timeout, --for, --check)",
+        )
+
+
+def _profiled(command: tuple[str, ...], options: Options) -> Report:
+    """Profile `command` where it belongs, and leave nothing of the sandbox behind."""
+    from profiler import pipeline  # noqa: PLC0415 - `explain` and `--help` need neither ptrace nor the engine's SDK
+
+    with contextlib.closing(_sandbox(command, options)) as sandbox:
+        return pipeline.report(sandbox, options, (lambda line: None) if options.quiet else _say)
+
+
+def _sandbox(command: tuple[str, ...], options: Options) -> Sandbox:
+    from profiler.harness.docker_arguments import names_engine  # noqa: PLC0415
+    from profiler.harness.docker_sandbox import DockerSandbox  # noqa: PLC0415
+    from profiler.harness.native import NativeSandbox  # noqa: PLC0415
+
+    if names_engine(command):
+        if options.network is not Network.PRIVATE:
+            raise UsageError("--network is for the embedded sandbox", "give --network to docker run instead")
+        return DockerSandbox(command)
+    for name, given in (("--until-healthy", options.until_healthy), ("--check-inside", options.check_inside)):
+        if given:
+            raise UsageError(f"{name} needs a container", "profile a docker run, or use --for and --check")
+    return NativeSandbox(command, cwd=str(Path.cwd()), env=os.environ.copy(), network=options.network.value)
+
+
+@capprofile.command(short_help="Show the evidence in a manifest, or its recipe in another format.")
+@click.argument("file", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.argument("privilege", required=False)
+@click.option(
+    "--format",
+    "target",
+    type=click.Choice(list(lines.FORMATS)),
+    help="Print the recipe in another program's words instead of the evidence.",
+)
+def explain(file: Path, privilege: str | None, target: str | None) -> None:
+    """Show the evidence in MANIFEST, of every privilege or of PRIVILEGE alone.
+
+    PRIVILEGE may be SYS_ADMIN, CAP_SYS_ADMIN, a device's path, a system call or a label of the report.
+    """
+    read = manifest.load(file)
+    if target is None:
+        click.echo(evidence.explain(read, privilege), nl=False)
+        return
+    if privilege is not None:
+        raise UsageError("--format prints the whole recipe", "leave PRIVILEGE out, or leave --format out")
+    click.echo(lines.FORMATS[target](read), nl=False)
+
+
+@capprofile.command(short_help="Say what this host and its engine can do.")
+@click.option("--clean", is_flag=True, help="Remove what killed runs left: containers, tracefs instances, directories.")
+def doctor(clean: bool) -> None:
+    """Say what this host and its engine can do, and how to mend what is missing."""
+    from profiler import doctor as surgery  # noqa: PLC0415 - see _profiled
+
+    if clean:
+        removed = surgery.clean()
+        for name in removed:
+            click.echo(f"removed {name}")
+        if not removed:
+            click.echo("nothing was left to remove")
+        return
+    diagnosis = surgery.examine()
+    click.echo(surgery.render(diagnosis), nl=False)
+    if not diagnosis.possible:
+        click.get_current_context().exit(EXIT_HOST)
+
+
+def _colour() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _width() -> int:
+    return max(60, shutil.get_terminal_size().columns) if sys.stderr.isatty() else table.PLAIN_WIDTH
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Turn the first SIGTERM or SIGHUP into an exception, so that every `finally` on the way cleans up; ignore others.
+
+    SIGINT stays Python's KeyboardInterrupt: the pipeline takes it as the end of a service.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for ending in (*_ENDING, signal.SIGINT):
+            signal.signal(ending, signal.SIG_IGN)
+        raise _Ended(number)
+
+    before = {number: signal.getsignal(number) for number in (*_ENDING, signal.SIGINT)}
+    for number in _ENDING:
+        if before[number] is not signal.SIG_IGN:  # nohup
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refused(message: str, hint: str) -> None:
+    _say(message)
+    if hint:
+        click.echo(f"  hint: {hint}", err=True)
+
+
+def answer(arguments: Sequence[str]) -> int:
+    """Do what the command line `arguments` (without the program's name) says; the exit code of the README's table."""
+    own = list(arguments)
+    own = own[: own.index("--")] if "--" in own else own
+    debug = "--debug" in own
+    try:
+        with _orderly_end():
+            code = capprofile.main(list(arguments), prog_name=_NAME, standalone_mode=False)
+            return code if isinstance(code, int) else EXIT_VERIFIED
+    except _Ended as ended:
+        _say(f"stopped by {signal.Signals(ended.number).name}")
+        return 128 + ended.number
+    except (KeyboardInterrupt, click.Abort):
+        _say("stopped by SIGINT")
+        return 128 + signal.SIGINT
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        words = context.command_path if context is not None else _NAME
+        _refused(error.format_message(), f"{words} --help tells what there is")
+        return EXIT_USAGE
+    except ProfilerError as error:
+        if debug:
+            traceback.print_exc()
+        _refused(error.message, error.hint)
+        return error.exit_code
+    except BrokenPipeError:
+        # Who read our output has enough of it. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # the last line of defence
+        if debug:
+            traceback.print_exc()
+        _refused(
+            f"internal error: {type(error).__name__}: {error}", "" if debug else "capprofile --debug … shows where"
+        )
+        return EXIT_INTERNAL
+
+
+def main() -> NoReturn:
+    """The program `capprofile`."""
+    sys.exit(answer(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
