@@ -1,0 +1,224 @@
+"""One run of the embedded sandbox as its parent sees it: the helper process, its messages, output and end."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from profiler.errors import HostError
+from profiler.harness.interface import Caught
+from profiler.harness.native_spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
+from profiler.model import Outcome
+
+TAIL = 64 * 1024  # bytes of output kept of each stream
+KILLED = 128 + signal.SIGKILL
+_HELPER = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from profiler.harness.native_child import main; "
+    "sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))"
+)
+_PACKAGES = str(Path(__file__).resolve().parents[2])
+_MESSAGE = 1 << 16  # bytes
+_LATE = 5.0  # seconds that the helper has, after a kill, before it is killed itself
+
+
+class NativeRun:
+    """Implements `TracedRun` on a helper that holds the workload at its gate."""
+
+    def __init__(self, helper: Helper, argv: tuple[str, ...], env: tuple[str, ...]) -> None:
+        self._helper = helper
+        self._caught = Caught(helper.workload, argv, env)
+
+    @property
+    def caught(self) -> Caught:
+        """The held process, as this host numbers it."""
+        return self._caught
+
+    def wait(self, deadline: float | None = None) -> Outcome:
+        """Wait for the workload's main process to end; everything else of it ends then. See `TracedRun.wait`."""
+        timed_out = not self._helper.wait(deadline)
+        if timed_out:
+            self.stop()
+            self._helper.wait(time.monotonic() + GRACE + _LATE)
+        seconds = time.monotonic() - self._helper.started
+        self._helper.close()
+        return Outcome(self._helper.exit_code, seconds, timed_out)
+
+    def stop(self) -> None:
+        """SIGTERM to the main process, and after ten seconds SIGKILL to all. Safe from any thread."""
+        self._helper.say(STOP)
+
+    def close(self) -> None:
+        """Kill what still runs and remove it. Idempotent."""
+        self._helper.close()
+
+
+class Helper:
+    """The helper process of one run, seen from here. `workload` is the main process's pid on this host."""
+
+    def __init__(self, spec: Spec, stdin: int) -> None:
+        self._stores = tuple(Path(store) for store in spec.stores)
+        for store in self._stores:
+            store.mkdir(mode=0o700, parents=True)
+        self._foreground = spec.foreground
+        self.exit_code = KILLED
+        captured = None if spec.at_gate else subprocess.PIPE
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fd = spec.to_fd()
+        try:
+            # -I and -S: nothing of the user's environment or directory is imported, and the start takes a third.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-X", "utf8", "-c", _HELPER, _PACKAGES, str(fd), str(theirs.fileno())],
+                stdin=stdin,
+                stdout=captured,
+                stderr=captured,
+                pass_fds=(fd, theirs.fileno()),
+                env={"PATH": os.defpath},
+                process_group=0,  # Ctrl-C is for the workload or for us
+            )
+        finally:
+            os.close(fd)
+            theirs.close()
+        try:
+            self.workload, self.notes = self._await_held()
+        except BaseException:
+            self.close()
+            raise
+        self.started = time.monotonic()
+
+    def _await_held(self) -> tuple[int, tuple[str, ...]]:
+        """The first message: the workload's pid and notes. Raises HostError when the sandbox could not be built."""
+        message, fds, _, _ = socket.recv_fds(self._control, _MESSAGE, 1)
+        facts = decode(message) if message else {"kind": FAILED, "message": "its helper ended early", "hint": ""}
+        if facts["kind"] != HELD:
+            hint = str(facts["hint"]) or "run `capprofile doctor`, or profile a docker command instead"
+            raise HostError(f"the embedded sandbox cannot be built: {facts['message']}", hint)
+        (pidfd,) = fds
+        try:
+            pid = _pid_of(pidfd)
+        finally:
+            os.close(pidfd)
+        notes = facts["notes"]
+        assert isinstance(notes, list)
+        return pid, tuple(notes)
+
+    def say(self, kind: str) -> None:
+        """Send a message; a helper that has ended needs none."""
+        with suppress(OSError):
+            self._control.send(encode(kind))
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait until the run has ended and set `exit_code`; False when `deadline` (monotonic, s) comes first."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not selector.select(patience):
+                return False
+        self._read_end()
+        return True
+
+    def capture(self, timeout: float | None) -> Outcome:
+        """Read the output until the run has ended, or kill it after `timeout` seconds."""
+        deadline = None if timeout is None else self.started + timeout
+        tails = {"out": bytearray(), "err": bytearray()}
+        ended = timed_out = False
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ, "end")
+            for stream, name in ((self._process.stdout, "out"), (self._process.stderr, "err")):
+                assert stream is not None
+                selector.register(stream, selectors.EVENT_READ, name)
+            while selector.get_map():
+                ready = selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                if not ready and deadline is not None:
+                    if timed_out:
+                        self._process.kill()  # the helper hangs: the kernel ends the namespace with it
+                    timed_out = True
+                    self.say(KILL)
+                    deadline = time.monotonic() + _LATE
+                for key, _ in ready:
+                    if key.data == "end":
+                        ended = True
+                        self._read_end()
+                    elif _read_tail(key.fd, tails[key.data]):
+                        continue
+                    selector.unregister(key.fileobj)
+        assert ended
+        seconds = time.monotonic() - self.started
+        return Outcome(self.exit_code, seconds, timed_out, bytes(tails["out"]), bytes(tails["err"]))
+
+    def _read_end(self) -> None:
+        """The last message; none when the sandbox was killed."""
+        with suppress(ConnectionResetError):
+            message = self._control.recv(_MESSAGE)
+            if message and (facts := decode(message))["kind"] == ENDED:
+                self.exit_code = int(str(facts["code"]))
+
+    def close(self) -> None:
+        """Kill what runs, wait until the helper has cleaned up, take the terminal back. Idempotent."""
+        self._control.close()  # the init ends when it sees this, and all with it
+        try:
+            self._process.wait(_LATE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+        if self._foreground:
+            _take_terminal()
+            self._foreground = False
+        for store in self._stores:
+            shutil.rmtree(store, ignore_errors=True)
+
+
+def _read_tail(fd: int, tail: bytearray) -> bool:
+    """Read once and keep the last TAIL bytes; False at the end."""
+    chunk = os.read(fd, TAIL)
+    tail += chunk
+    del tail[:-TAIL]
+    return bool(chunk)
+
+
+def _pid_of(pidfd: int) -> int:
+    """The pid of a pidfd's process in our PID namespace (proc_pid_fdinfo(5)); -1 when it has ended."""
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pid:"):
+            return int(line.split()[1])
+    raise HostError("the kernel does not tell the process of a pidfd", "Linux 5.3 or newer is needed")
+
+
+def has_terminal() -> bool:
+    """Whether we are the foreground group of a terminal."""
+    terminal = _terminal()
+    if terminal is None:
+        return False
+    with terminal, suppress(OSError):
+        return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    return False
+
+
+def _take_terminal() -> None:
+    """Become the foreground group again. With SIGTTOU blocked the kernel lets a background group do that."""
+    terminal = _terminal()
+    if terminal is None:
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    try:
+        with terminal, suppress(OSError):
+            os.tcsetpgrp(terminal.fileno(), os.getpgrp())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _terminal() -> BinaryIO | None:
+    with suppress(OSError):
+        return Path("/dev/tty").open("r+b", buffering=0)
+    return None

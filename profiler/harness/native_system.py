@@ -1,0 +1,125 @@
+"""The kernel's own file systems in the embedded sandbox: /proc, /sys and /dev, made afresh for its namespaces.
+
+The same in the traced run and in every rerun; only the device nodes differ. Sources: proc(5), sysfs(5),
+Documentation/filesystems/devpts.rst, namespaces(7), sysvipc(7), mq_overview(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from profiler.harness.native_cgroups import Hierarchy
+from profiler.harness.native_mounts import HOST_INTERFACES, Mount, below
+from profiler.harness.native_root import read_only
+from profiler.harness.native_spec import Node
+from profiler.kernel.namespaces import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
+
+_SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_KERNEL = "proc/sys/kernel"
+# Parameters that belong to the sandbox's own namespaces: UTS, IPC and PID. All others are the host's: read-only.
+_OWN_PARAMETERS = (
+    *(f"{_KERNEL}/{name}" for name in ("hostname", "domainname")),
+    *(f"{_KERNEL}/{name}" for name in ("msgmax", "msgmnb", "msgmni", "msg_next_id", "sem", "sem_next_id")),
+    *(f"{_KERNEL}/{name}" for name in ("shmall", "shmmax", "shmmni", "shm_next_id", "shm_rmid_forced")),
+    f"{_KERNEL}/ns_last_pid",
+    "proc/sys/fs/mqueue",
+)
+_PROC_OPTIONS = ("hidepid", "gid", "subset")
+
+
+def mount_proc(root: Path, host: Iterable[Mount], *, own_network: bool) -> None:
+    """A new /proc of this PID namespace, with the host's options; parameters of the host cannot be written.
+
+    Called by the namespace's first process: procfs shows the PID namespace of who mounts it.
+    """
+    options = next((m.super_options for m in host if m.point == "/proc" and m.fstype == "proc"), ())
+    data = ",".join(option for option in options if option.partition("=")[0] in _PROC_OPTIONS)
+    mount("proc", root / "proc", "proc", _SAFE, data)
+    parameters = root / "proc/sys"
+    mount(parameters, parameters, None, MS_BIND)
+    for name in (*_OWN_PARAMETERS, *(("proc/sys/net",) if own_network else ())):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without that option
+            mount(root / name, root / name, None, MS_BIND)
+    read_only(parameters)
+    trigger = root / "proc/sysrq-trigger"  # reboots the host; there with CONFIG_MAGIC_SYSRQ only
+    if trigger.exists():
+        mount(trigger, trigger, None, MS_BIND)
+        read_only(trigger)
+
+
+def mount_sys(root: Path, host: Iterable[Mount], groups: Iterable[Hierarchy]) -> None:
+    """A new, read-only /sys of this network namespace, as an engine gives; its sub-mounts as the host has them.
+
+    `groups` are the hierarchies in which the sandbox has a group of its own: each is mounted anew, so that it shows
+    that group as its root, and writable, for it is nobody else's.
+    """
+    sys = root / "sys"
+    mount("sysfs", sys, "sysfs", _SAFE)
+    host = tuple(host)
+    groups = tuple(groups)
+    for entry in host:
+        target = root / entry.point.lstrip("/")
+        if not below(entry.point, "/sys") or entry.point == "/sys" or not target.is_dir():
+            continue
+        if entry.fstype in HOST_INTERFACES:
+            mount(entry.point, target, None, MS_BIND)
+        elif entry.fstype == "bpf":
+            mount("bpf", target, "bpf", _SAFE)  # each mount is an instance of its own
+        elif entry.fstype == "tmpfs" and any(below(group.mount.point, entry.point) for group in groups):
+            mount("tmpfs", target, "tmpfs", _SAFE, "mode=755")
+            _copy_links(Path(entry.point), target)
+            for group in groups:
+                (root / group.mount.point.lstrip("/")).mkdir(exist_ok=True)
+    for group in groups:
+        target = root / group.mount.point.lstrip("/")
+        mount("cgroup", target, group.mount.fstype, _SAFE, ",".join(group.controllers))
+    read_only(sys)
+
+
+def _copy_links(source: Path, target: Path) -> None:
+    """The links of a version 1 tree, such as `cpu` to `cpu,cpuacct`."""
+    for link in source.iterdir():
+        if link.is_symlink():
+            (target / link.name).symlink_to(link.readlink())
+
+
+def mount_dev(root: Path, nodes: Iterable[Node], links: Iterable[tuple[str, str]], terminal: str | None) -> None:
+    """A new /dev with exactly `nodes` and the standard entries; `terminal` (a host path) becomes /dev/console."""
+    dev = root / "dev"
+    mount("tmpfs", dev, "tmpfs", MS_NOSUID, "mode=755")
+    for name in ("pts", "shm", "mqueue"):
+        (dev / name).mkdir()
+    group = "" if not Path("/dev/pts").exists() else f",gid={os.stat('/dev/pts').st_gid}"  # noqa: PTH116
+    mount("devpts", dev / "pts", "devpts", MS_NOSUID | MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620{group}")
+    mount("tmpfs", dev / "shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    with contextlib.suppress(OSError):  # a kernel without POSIX message queues
+        mount("mqueue", dev / "mqueue", "mqueue", _SAFE)
+    for link, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        (dev / link).symlink_to(f"/proc/self/{target}")
+    (dev / "ptmx").symlink_to("pts/ptmx")
+    for node in nodes:
+        _make_node(root, node)
+    for path, target in links:
+        place = root / path.lstrip("/")
+        if not place.is_symlink() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(target)
+    if terminal is not None:
+        console = dev / "console"
+        console.touch()
+        mount(terminal, console, None, MS_BIND)
+
+
+def _make_node(root: Path, node: Node) -> None:
+    place = root / node.path.lstrip("/")
+    if place.exists():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    kind = stat.S_IFBLK if node.kind == "b" else stat.S_IFCHR
+    os.mknod(place, kind | 0o600, os.makedev(node.major, node.minor))
+    os.chown(place, node.uid, node.gid)
+    place.chmod(node.mode)
