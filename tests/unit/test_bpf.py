@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.kernel import bpf
@@ -18,6 +18,7 @@ conditions = st.lists(st.lists(compares, min_size=1, max_size=3).map(tuple), max
 rules = st.lists(st.builds(Rule, st.integers(0, 460), conditions), max_size=40)
 
 
+@settings(deadline=None)
 @given(
     rules, st.frozensets(st.integers(0, 460), max_size=8), st.integers(0, 460), st.lists(words, min_size=6, max_size=6)
 )
@@ -33,6 +34,7 @@ def test_assembled_rules_answer_as_their_direct_evaluation(rules, foreign, numbe
         assert interpret(program, candidate, args, arch=0xC00000B7) == bpf.RET_ALLOW
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), words, words)
 def test_a_value_is_met_by_itself_and_missed_by_its_neighbours(arg, value, mask):
     program = assemble([Rule(1, ((Compare(arg, "eq", value & mask, mask),),))], action=bpf.RET_ERRNO | 1)
