@@ -18,6 +18,11 @@ from profiler.witness.ringbuffer import EventFormat, PageLayout, missed, records
 from profiler.witness.stacks import UNKNOWN, StackInfo
 
 CLONE_THREAD = 0x00010000  # linux/sched.h
+# Calls that may give the caller other credentials (`commit_creds`)
+CREDENTIAL_CALLS = frozenset(
+    {"setuid", "setreuid", "setresuid", "setfsuid", "setgid", "setregid", "setresgid", "setfsgid", "setgroups"}
+    | {"capset", "prctl", "unshare", "setns", "keyctl", "execve", "execveat"}
+)
 CAP_OPT_NOAUDIT = 2  # linux/security.h
 
 
@@ -289,8 +294,9 @@ class Classifier:
     check whose stack shows neither overlayfs, nor an opener's (`file_ns_capable`), nor another task's credentials.
     A check that overlayfs makes below its own functions is borrowed when its credential differs from the own one, or
     was once seen to be a mounter's; an opener's check when it differs from the own one. Where the own credential is
-    not known, the check is not called borrowed: a rerun decides. After a change of credentials (setuid) the own one is
-    out of date until the next check, which for an opener's check of that very moment can be wrong.
+    not known, the check is not called borrowed: a rerun decides. After a call that takes other credentials (setuid)
+    the own one is out of date until the next check: an opener's check is not called borrowed then, while overlayfs's
+    still is, for there the stack alone is almost certain.
 
     A check is against a *foreign namespace* when its target is not the first user namespace, which memory accounting
     always asks about (security/commoncap.c, `cap_vm_enough_memory`).
@@ -301,6 +307,7 @@ class Classifier:
     def __init__(self) -> None:
         self.unanswered = 0
         self._own: dict[int, int] = {}
+        self._stale: set[int] = set()  # tasks that may have taken other credentials since
         self._mounters: set[int] = set()
         self._home: int | None = None
         self._asked: dict[int, _RawCheck] = {}  # by task: the check whose kretprobe has not fired yet
@@ -323,7 +330,7 @@ class Classifier:
                 if asked is not None:  # else the answer to memory accounting
                     out.append(self._check(asked, event.granted))
             elif isinstance(event, _Own):
-                self._own[event.pid] = event.cred
+                self._learn(event.pid, event.cred)
                 self._home = event.target_ns
                 self._asked.pop(event.pid, None)
             else:
@@ -331,6 +338,7 @@ class Classifier:
                     self._forked(event)
                 elif isinstance(event, TaskExit):
                     self._own.pop(event.pid, None)
+                    self._stale.discard(event.pid)
                     self._asked.pop(event.pid, None)
                 out.append(event)
         return out
@@ -338,6 +346,10 @@ class Classifier:
     def accounting(self, time_ns: int, count: int, info: StackInfo) -> Accounting:
         """An event that stands for `count` checks of memory accounting."""
         return Accounting(time_ns, count, self._kind(capabilities.NUMBER["SYS_ADMIN"], True, info))
+
+    def _learn(self, pid: int, cred: int) -> None:
+        self._own[pid] = cred
+        self._stale.discard(pid)
 
     def _forked(self, event: Fork) -> None:
         # threads share their credentials (kernel/cred.c, copy_creds); a process gets a copy of its own
@@ -351,12 +363,16 @@ class Classifier:
         info = event.info
         borrowed = False
         if info.own:
-            self._own[event.pid] = event.cred
-        elif info.overlay or info.opener:
+            self._learn(event.pid, event.cred)
+            if info.call in CREDENTIAL_CALLS:
+                self._stale.add(event.pid)
+        elif info.overlay:
             own = self._own.get(event.pid)
             borrowed = event.cred in self._mounters if own is None else own != event.cred
-            if borrowed and info.overlay:
+            if borrowed:
                 self._mounters.add(event.cred)
+        elif info.opener and event.pid not in self._stale:
+            borrowed = self._own.get(event.pid, event.cred) != event.cred
         foreign = self._home is not None and event.target_ns != self._home
         kind = self._kind(event.cap, granted, info, borrowed=borrowed, foreign=foreign, audited=event.audited)
         return Check(event.time_ns, event.pid, kind)
