@@ -1,7 +1,7 @@
 """Builds the images that tests and samples run in, without a registry: from this machine's own packages.
 
-`busybox()` is a static busybox on an empty root; `tools()` and `builders()` are userlands of this machine's own Debian or
-Ubuntu suite, made by mmdebstrap from its own apt sources; `sample(directory)` is one of these plus a sample's script.
+`busybox()` is a static busybox on an empty root; `tools()` and `builders()` are userlands of this machine's own Debian
+or Ubuntu suite, made by mmdebstrap from its own apt sources; `sample(directory)` is one of these and a sample's script.
 An image's tag is a hash of all that it is made of, so that it is built once and shared by every test and session. The
 images stay in the engine; `make clean` removes them.
 
@@ -11,6 +11,7 @@ Needs root, a Docker engine, busybox-static and mmdebstrap. Failures raise `Imag
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import io
 import os
@@ -30,17 +31,24 @@ SAMPLES = Path(__file__).resolve().parent.parent / "sample_workloads"
 RECIPE_VERSION = "1"  # goes into every hash: raise it when the way of building changes
 
 TOOLS = (
-    "bindfs", "busybox-static", "dpkg-dev", "e2fsprogs", "fuse3", "iproute2", "iputils-ping", "kmod", "libcap2-bin", "mount",
-    "nginx-light", "openssh-client", "openssh-server", "procps", "strace", "sudo", "tcpdump", "uidmap", "util-linux",
+    "bindfs", "busybox-static", "dpkg-dev", "e2fsprogs", "fuse3", "iproute2", "iputils-ping", "kmod", "libcap2-bin",
+    "mount", "nginx-light", "openssh-client", "openssh-server", "procps", "strace", "sudo", "tcpdump", "uidmap",
+    "util-linux",
 )  # fmt: skip
 BUILDERS = ("buildah", "busybox-static", "docker.io", "gcc", "iptables", "libc6-dev", "make", "mount", "procps")
 
+DIRECTORIES = "bin sbin usr usr/bin usr/sbin etc root mnt proc sys dev tmp"
 ACCOUNTS = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
 }
 # What a userland does not need in order to run: smaller archives to pack, import and copy.
 UNNEEDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+# What only this machine's way to its packages needs, and package lists: removed again before the image is packed.
+MACHINES_OWN = (
+    "etc/apt/sources.list*", "etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    "var/lib/apt/lists/*", "var/cache/apt/*.bin",
+)  # fmt: skip
 
 
 class ImageError(RuntimeError):
@@ -51,7 +59,7 @@ def busybox() -> str:
     """The tag of an image that holds Debian's static busybox with a link for each applet, /etc/passwd and /tmp."""
     program = _static_busybox()
     tag = _tag("busybox", program.read_bytes(), *map(str.encode, ACCOUNTS.values()))
-    return _built_once(tag, lambda: _import(tag, _busybox_archive(program)))
+    return _built_once(tag, lambda: _import(tag, functools.partial(_pack_busybox, program)))
 
 
 def tools() -> str:
@@ -68,7 +76,7 @@ def userland(name: str, packages: tuple[str, ...]) -> str:
     """The tag of an image of this machine's own suite with `packages` installed, without recommended ones."""
     suite, sources = host_suite(), host_sources()
     tag = _tag(name, suite.encode(), *map(str.encode, packages))
-    return _built_once(tag, lambda: _bootstrap(tag, suite, sources, packages))
+    return _built_once(tag, lambda: _import(tag, functools.partial(_bootstrap, suite, sources, packages)))
 
 
 def sample(directory: Path) -> str:
@@ -165,11 +173,10 @@ def _static_busybox() -> Path:
     return program
 
 
-def _busybox_archive(program: Path) -> Path:
+def _pack_busybox(program: Path, archive: Path) -> None:
     applets = _run([str(program), "--list-full"]).decode().split()
-    archive = Path(tempfile.mkstemp(prefix="capprofile-image-", suffix=".tar")[1])
     with tarfile.open(archive, "w") as tar:
-        for directory in ("bin", "sbin", "usr", "usr/bin", "usr/sbin", "etc", "root", "mnt", "proc", "sys", "dev", "tmp"):
+        for directory in DIRECTORIES.split():
             entry = tarfile.TarInfo(directory)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if directory == "tmp" else 0o755
             tar.addfile(entry)
@@ -181,7 +188,6 @@ def _busybox_archive(program: Path) -> Path:
                 entry = tarfile.TarInfo(applet)
                 entry.type, entry.linkname = tarfile.SYMTYPE, "/bin/busybox"
                 tar.addfile(entry)
-    return archive
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
@@ -190,8 +196,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _bootstrap(tag: str, suite: str, sources: str, packages: tuple[str, ...]) -> None:
-    archive = Path(tempfile.mkstemp(prefix="capprofile-image-", suffix=".tar")[1])
+def _bootstrap(suite: str, sources: str, packages: tuple[str, ...], archive: Path) -> None:
     # APT's own way to its sources (proxies, certificates) is the machine's affair: handed on as it is, and removed from
     # the image afterwards together with the sources.
     acquire = [line for line in _run(["apt-config", "dump", "Acquire"]).decode().splitlines() if '""' not in line]
@@ -200,23 +205,18 @@ def _bootstrap(tag: str, suite: str, sources: str, packages: tuple[str, ...]) ->
         *(f"--aptopt={line}" for line in acquire if re.search(r"::(Proxy|CaInfo|Verify-)", line)),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in UNNEEDED),
         "--dpkgopt=force-unsafe-io",
-        "--customize-hook=rm -rf \"$1\"/etc/apt/sources.list* \"$1\"/etc/apt/apt.conf.d/99mmdebstrap",
-        "--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/* \"$1\"/var/cache/apt/*.bin \"$1\"/etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+        "--customize-hook=cd \"$1\" && rm -rf " + " ".join(MACHINES_OWN),
         suite, str(archive), "-",
     ]  # fmt: skip
-    try:
-        _run(command, stdin=sources.encode())
-    except ImageError:
-        archive.unlink()
-        raise
-    _import(tag, archive)
+    _run(command, stdin=sources.encode())
 
 
-def _import(tag: str, archive: Path) -> None:
-    try:
+def _import(tag: str, pack: Callable[[Path], None]) -> None:
+    """Import as `tag` the archive that `pack` writes to the path that it is given."""
+    with tempfile.TemporaryDirectory(prefix="capprofile-image-") as directory:
+        archive = Path(directory) / "root.tar"
+        pack(archive)
         _run(["docker", "import", "--change", 'CMD ["/bin/sh"]', str(archive), tag])
-    finally:
-        archive.unlink()
 
 
 def _build(tag: str, files: dict[str, bytes]) -> None:

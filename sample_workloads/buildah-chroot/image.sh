@@ -9,3 +9,6 @@ FROM scratch
 COPY root /
 RUN busybox echo built > /made && busybox chown 1:1 /made
 END
+# Whole copies of every layer: an overlay upon the container's own overlay is not possible.
+printf '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n' \
+    > /etc/containers/storage.conf

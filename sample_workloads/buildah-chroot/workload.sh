@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds a container image inside a container, without a daemon: buildah, whose steps run in a chroot.
 set -eu
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+export BUILDAH_ISOLATION=chroot
 buildah build --quiet --network=none --tag made /srv/context
 container=$(buildah from --pull-never made)
 tree=$(buildah mount "$container")
