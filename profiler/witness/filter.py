@@ -99,10 +99,10 @@ class EngineFilter:
             self._paths[key] = paths_of(self._instructions, number, arch)
         return self._paths[key]
 
-    def examined_args(self, number: int) -> frozenset[int]:
+    def examined_args(self, number: int, arch: int = bpf.AUDIT_ARCH_X86_64) -> frozenset[int]:
         """Which arguments (0 to 5) the answer to a call may depend on."""
         try:
-            return frozenset().union(*(path.examined for path in self.paths(number)))
+            return frozenset().union(*(path.examined for path in self.paths(number, arch)))
         except TooManyPaths:
             return frozenset(range(6))
 
@@ -172,7 +172,8 @@ def rebuild(filter_program: bytes, calls: frozenset[str]) -> Rebuilt:
     """A profile that answers as the filter does and allows `calls` whatever their arguments.
 
     The filter is followed on every path for every call that has a name. What cannot be said in a profile's terms is
-    denied and named in `stricter`; nothing but `calls` is ever allowed that the filter denies. An architecture for
+    denied and named in `stricter`; nothing but `calls` is ever allowed that the filter denies. (On i386 and x32, which
+    share x86_64's rules by name, a denied call may be denied with another errno.) An architecture for
     which one rule by name would allow too much is left out. Raises ValueError when the bytes are no filter.
     """
     return _Rebuilding(EngineFilter(filter_program), calls).result()
