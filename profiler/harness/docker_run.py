@@ -1,0 +1,189 @@
+"""One container from start to removal: held at its gate on our stdio, or untraced with its output captured."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from typing import IO
+
+from profiler.errors import HostError, ProfilerError
+from profiler.harness.docker_engine import Engine, Refused
+from profiler.harness.interface import Caught
+from profiler.model import Outcome
+
+TAIL = 64 * 1024
+"""Bytes of each output that an Outcome keeps: the last ones."""
+
+_CLIENT_SECONDS = 10.0  # for the client to hand over the last output and end, once its container has ended
+_LOOK_SECONDS = 1.0  # between two looks whether an engine is still there, when its client has ended early
+
+
+class HeldRun:
+    """A container at its gate, with the real client attached to it: implements `TracedRun`."""
+
+    def __init__(
+        self, engine: Engine, container: str, child: subprocess.Popen[bytes], init: int, caught: Caught
+    ) -> None:
+        """Take over `container` and `child`. `init` is the pid, on this host, of the container's first process."""
+        self._engine = engine
+        self._container = container
+        self._child = child
+        self._caught = caught
+        try:
+            self._init = os.pidfd_open(init)
+        except ProcessLookupError as error:
+            raise HostError("the container ended at its gate", "another program stopped it: run again") from error
+        self._client = None if child.poll() is not None else os.pidfd_open(child.pid)
+        self._started = time.monotonic()
+        self._closed = False
+
+    @property
+    def caught(self) -> Caught:
+        """The held process."""
+        return self._caught
+
+    def wait(self, deadline: float | None = None) -> Outcome:
+        """Wait for the container's end; past `deadline` (monotonic clock, seconds) stop it as `docker stop` does.
+
+        Raises HostError when the engine goes away meanwhile or the container is removed by another.
+        """
+        timed_out = not self._await_end(deadline)
+        if timed_out:
+            self.stop()
+            self._await_end(None)
+        code = self._engine.exit_code(self._container)
+        seconds = time.monotonic() - self._started
+        _end(self._child)
+        return Outcome(code, seconds, timed_out)
+
+    def _await_end(self, deadline: float | None) -> bool:
+        """False when `deadline` passed first."""
+        poller = select.poll()
+        poller.register(self._init, select.POLLIN)
+        client_lives = self._client is not None
+        if self._client is not None:
+            poller.register(self._client, select.POLLIN)
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            look = None if client_lives else _LOOK_SECONDS
+            ready = dict(poller.poll(_milliseconds(left, look)))
+            if self._init in ready:
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            if self._client in ready:  # detached by its key sequence, its output was closed, or the engine went away
+                poller.unregister(self._client)
+                client_lives = False
+            if not client_lives and not self._engine.answers():
+                raise HostError("the Docker engine went away while the workload ran", "start it and run again")
+
+    def stop(self) -> None:
+        """`docker stop`: its stop signal, its grace, SIGKILL. Safe from any thread, quiet when it has ended."""
+        try:
+            self._engine.stop(self._container)
+        except HostError:  # a grace period longer than the engine's answer may take, or no engine
+            with suppress(ProfilerError):
+                self._engine.kill(self._container)
+
+    def close(self) -> None:
+        """Remove the container with its anonymous volumes, and end the client. Idempotent; quiet without an engine."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(ProfilerError):  # what an engine that is gone keeps carries our label: clean_leftovers finds it
+            self._engine.remove(self._container)
+        _end(self._child)
+        os.close(self._init)
+        if self._client is not None:
+            os.close(self._client)
+
+
+def captured(engine: Engine, container: str, *, interactive: bool, stdin: IO[bytes], timeout: float | None) -> Outcome:
+    """Start a created container, wait for its end, and return it with the last 64 KiB of each output.
+
+    After `timeout` seconds it is killed and the outcome says so. A container that does not start gives the exit code of
+    `docker run` for it (127 no such command, 126 not executable, 125 a device that is gone) and the engine's words as
+    stderr. Removing it is the caller's part. Raises Refused when the engine cannot start it for any other reason.
+    """
+    started = time.monotonic()
+    child = engine.attach(
+        container,
+        interactive=interactive,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        own_group=True,
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    tails = (_Tail(child.stdout), _Tail(child.stderr))
+    client = os.pidfd_open(child.pid)
+    try:
+        poller = select.poll()
+        poller.register(client, select.POLLIN)
+        timed_out = not poller.poll(_milliseconds(timeout))
+        if timed_out:
+            engine.kill(container)
+        code = _code(engine, container)
+    except BaseException:  # nobody waits for the client of a container that is about to be removed
+        child.kill()
+        raise
+    finally:
+        os.close(client)
+        _end(child)
+        stdout, stderr = (tail.finish() for tail in tails)
+    return Outcome(code, time.monotonic() - started, timed_out, stdout, stderr)
+
+
+def _code(engine: Engine, container: str) -> int:
+    state = engine.inspect(container)["State"]
+    if state["Status"] != "created":
+        return engine.exit_code(container)
+    # It did not start. 126 and 127 are the engine's own findings of the command; a node may go away between two runs.
+    if state["ExitCode"] in (126, 127):
+        return int(state["ExitCode"])
+    reason = " ".join(str(state.get("Error") or "it gave no reason for not starting the container").split())
+    if "/dev/" in reason:
+        return 125
+    raise Refused(reason)
+
+
+def _milliseconds(*seconds: float | None) -> int | None:
+    """The shortest of some times, for poll(2): rounded up, and None when there is none."""
+    known = [each for each in seconds if each is not None]
+    return min(math.ceil(min(known) * 1000), 1 << 30) if known else None
+
+
+class _Tail:
+    """Reads a stream to its end in a thread and keeps its last bytes, so that the writer never waits for us."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._kept = bytearray()
+        self._thread = threading.Thread(target=self._read, name="tail", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while chunk := os.read(self._stream.fileno(), TAIL):
+            self._kept += chunk
+            del self._kept[:-TAIL]
+
+    def finish(self) -> bytes:
+        """The last bytes, once the stream has ended."""
+        self._thread.join()
+        self._stream.close()
+        return bytes(self._kept)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Wait for the client, which ends by itself after its container; kill it if it does not."""
+    try:
+        child.wait(_CLIENT_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

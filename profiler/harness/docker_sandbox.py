@@ -1,0 +1,351 @@
+"""The Docker sandbox: the user's own `docker run`, with the recipe in place of `--privileged`.
+
+It implements `Sandbox` (interface.py). Containers are made by the real client, so that traced run and reruns are
+what the printed command does; the engine's API looks and cleans up.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from profiler.errors import HostError, ProfilerError
+from profiler.harness import docker_cautions as cautions
+from profiler.harness.docker_arguments import DockerRun, flag_words, parse
+from profiler.harness.docker_engine import Engine
+from profiler.harness.docker_flags import flags_of
+from profiler.harness.docker_gate import (
+    STATE_PLACES,
+    await_gate,
+    gate_flags,
+    make_state_directory,
+    remove_state_directory,
+    throwaway,
+    write_gate,
+)
+from profiler.harness.docker_grants import Grants, check_engine, find_grants, lsms_of
+from profiler.harness.docker_image import Image, account, command_of, find_image, is_root, user_of, with_home
+from profiler.harness.docker_run import HeldRun, captured
+from profiler.harness.interface import Caught
+from profiler.harness.stdin import Spool
+from profiler.kernel.capabilities import CAPABILITIES, last_cap
+from profiler.kernel.filters import filters_of
+from profiler.leftovers import is_leftover
+from profiler.model import Capability, HostFacts, Outcome, Recipe, Syscalls
+
+_grants: dict[tuple[str, ...], Grants] = {}  # by engine and what changes the answer: trying costs a start or more
+_THROWAWAY_FLAGS = frozenset({"runtime", "platform", "userns"})  # the user's flags that change what is granted
+_OUTPUT = int | IO[bytes] | None
+
+
+class DockerSandbox:
+    """Runs one `docker run` command line with any recipe.
+
+    `profile_path` is the seccomp profile that the printed command names; `profile_of`, if set, gives the path of the
+    profile to use for a recipe that is being tried. `notes` and `warnings` are lines for the user.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        *,
+        profile_path: str | None = None,
+        profile_of: Callable[[Recipe], str] | None = None,
+        stdin: int = 0,
+        stdout: _OUTPUT = None,
+        stderr: _OUTPUT = None,
+    ) -> None:
+        """Read the command line; the engine is looked for when it is first needed.
+
+        `stdin`, `stdout` and `stderr` are the traced run's, None for our own. Raises UsageError for a command line that
+        docker would not take, HostError for podman.
+        """
+        self._argv = argv
+        self._run = parse(argv)
+        self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
+        self.profile_path = profile_path
+        self.profile_of = profile_of
+        self.notes = cautions.notes(self._run)
+        self.warnings = cautions.warnings(self._run)
+        self._filters: dict[frozenset[str], bytes | None] = {}
+        self._runs: list[HeldRun] = []
+        self._was_fed = False
+
+    # What is found once, when it is first asked for
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        engine = Engine(self._run)
+        try:
+            check_engine(engine, euid=os.geteuid(), userns=self._run.value("userns"))
+        except ProfilerError:
+            engine.close()
+            raise
+        return engine
+
+    @functools.cached_property
+    def _image(self) -> Image:
+        return find_image(self._engine, self._run)
+
+    @functools.cached_property
+    def _directory(self) -> Path:
+        return make_state_directory()
+
+    @functools.cached_property
+    def _gate(self) -> Path:
+        return write_gate(self._directory)
+
+    @functools.cached_property
+    def _spool(self) -> Spool | None:
+        """None without `-i`: then the workload does not get our standard input, and we must not read it away."""
+        return Spool(self._directory, self._stdin) if self._run.is_set("interactive") else None
+
+    @functools.cached_property
+    def _granted(self) -> Grants:
+        words = self._throwaway_words()
+        key = (*self._engine.identity, *flag_words(flag for flag in self._run.flags if flag.name in _THROWAWAY_FLAGS))
+        if key not in _grants:
+            _grants[key] = find_grants(self._engine, words)
+        return _grants[key]
+
+    def _throwaway_words(self) -> tuple[str, ...]:
+        own = flag_words(flag for flag in self._run.flags if flag.name in _THROWAWAY_FLAGS)
+        return (*own, "--network", "none", "--user", "0:0", *gate_flags(self._gate), self._image.name)
+
+    # Sandbox
+
+    def facts(self) -> HostFacts:
+        """What this host and engine can do; `witnesses` is the pipeline's to fill.
+
+        Raises HostError when there is no engine, or none whose containers can be watched from here.
+        """
+        known = CAPABILITIES[: last_cap() + 1]
+        granted = self._granted.capabilities
+        return HostFacts(
+            kernel=platform.release(),
+            engine=self.name,
+            engine_version=self._engine.server_version,
+            lsms=lsms_of(self._engine),
+            witnesses=(),
+            grantable=granted,
+            not_granted=tuple(name for name in known if name not in granted),
+            cgroup_version=int(self._engine.info.get("CgroupVersion") or 1),
+        )
+
+    def broad(self) -> Recipe:
+        """Every privilege that this engine was seen to grant: the stand-in for `--privileged`."""
+        return self._granted.recipe()
+
+    def start(self, recipe: Recipe) -> HeldRun:
+        """Start the user's container with `recipe`, held at its gate, on our stdio.
+
+        Raises UsageError for an unknown user or no command, Refused with the engine's words.
+        """
+        run, image, engine = self._run, self._image, self._engine
+        argv = command_of(image, run)
+        user = user_of(image, run)
+        # A gate as another user could not be given a filter without no_new_privs, which would break sudo.
+        own_user: tuple[str, ...] = () if is_root(user) else ("--user", "0:0")
+        hidden = {"entrypoint"} | (set() if is_root(user) else {"user"}) | self._terminal_flags()
+        words = self._create_words(run.without(hidden), recipe, (*own_user, *gate_flags(self._gate)), command=False)
+        container = engine.create(words)
+        try:
+            with self._fed() as fed:
+                child = engine.attach(
+                    container,
+                    interactive=run.is_set("interactive"),
+                    stdin=fed,
+                    stdout=self._stdout,
+                    stderr=self._stderr,
+                    options=_client_options(run),
+                )
+            try:
+                init, gate = await_gate(engine, container, child)
+                caught = self._caught(container, gate, argv, user)
+                held = HeldRun(engine, container, child, init, caught)
+            except BaseException:
+                child.kill()
+                child.wait()
+                raise
+        except BaseException:
+            engine.remove(container)
+            raise
+        self._runs.append(held)
+        return held
+
+    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
+        """Run the user's own command, untraced, with exactly `recipe`; `timeout` in seconds, then it is killed.
+
+        `slot` is of no use here: every container is its own. A command with `-it` gets no terminal, as there is none to
+        replay from. Raises Refused when the engine cannot make or start it.
+        """
+        engine, run = self._engine, self._run
+        interactive = run.is_set("interactive")
+        words = self._create_words(run.without({"tty"} if interactive else ()), recipe, (), command=True)
+        with self._replayed() as stdin, throwaway(engine, words) as container:
+            return captured(engine, container, interactive=interactive, stdin=stdin, timeout=timeout)
+
+    def parallel(self) -> bool:
+        """Whether several reruns may run at a time: no fixed name, port or address, and no place that both write."""
+        return cautions.shares_nothing(self._run)
+
+    def image(self) -> tuple[str, str]:
+        """The image's name, as the user gave it, and its id."""
+        return (self._image.name, self._image.id)
+
+    def command(self) -> tuple[str, ...]:
+        """The user's own command line, as given."""
+        return self._argv
+
+    def docker_args(self, recipe: Recipe) -> tuple[str, ...]:
+        """The flags that replace `--privileged` for `recipe`. ValueError when it has calls and there is no profile."""
+        return flags_of(recipe, self.profile_path or self._profile(recipe))
+
+    def docker_command(self, recipe: Recipe) -> tuple[str, ...]:
+        """The user's whole command line with exactly `recipe` in place of `--privileged` and its parts."""
+        return self._run.where(lambda flag: not cautions.is_replaced(flag)).rendered(self.docker_args(recipe))
+
+    def filter_of(self, capabilities: frozenset[str]) -> bytes | None:
+        """The seccomp filter (an array of `struct sock_filter`) that this engine installs for these capabilities.
+
+        None when it installs none. Read from a container that holds the gate; HostError when it cannot be read.
+        """
+        if capabilities not in self._filters:
+            flags = flags_of(frozenset(map(Capability, capabilities)))
+            if "selinux" in self._engine.security:  # a label that may not execute the gate says nothing of seccomp
+                flags += ("--security-opt", "label=disable")
+            with throwaway(self._engine, (*flags, *self._throwaway_words())) as container:
+                self._engine.start(container)
+                _, gate = await_gate(self._engine, container)
+                found = filters_of(gate)
+            # What the engine itself is confined by comes first (the oldest); its containers inherit it.
+            self._filters[capabilities] = found[-1] if found else None
+        return self._filters[capabilities]
+
+    def close(self) -> None:
+        """Remove everything of ours: containers, recorded input, the gate. Idempotent."""
+        while self._runs:
+            self._runs.pop().close()
+        kept = self.__dict__
+        if (spool := kept.get("_spool")) is not None:
+            spool.close()
+        if "_directory" in kept:
+            remove_state_directory(self._directory)
+        if "_engine" in kept:
+            self._engine.close()
+
+    # Its parts
+
+    def _create_words(
+        self, run: DockerRun, recipe: Recipe, extra: tuple[str, ...], *, command: bool
+    ) -> tuple[str, ...]:
+        """The words of `docker create`: the user's flags without those that are ours, the recipe's, the image."""
+        own = run.without(cautions.OURS).where(lambda flag: not cautions.is_replaced(flag))
+        recipe_flags = flags_of(recipe, self._profile(recipe))
+        return (*flag_words(own.flags), *recipe_flags, *extra, run.image, *(run.command if command else ()))
+
+    def _profile(self, recipe: Recipe) -> str | None:
+        """The seccomp profile for a recipe that has calls to open."""
+        if not any(isinstance(privilege, Syscalls) for privilege in recipe):
+            return None
+        return self.profile_of(recipe) if self.profile_of is not None else self.profile_path
+
+    def _terminal_flags(self) -> frozenset[str]:
+        """`tty`, when the client would refuse it: with `-i` it wants our own standard input to be a terminal."""
+        refuses = self._run.is_set("interactive") and not _is_terminal(self._stdin)
+        return frozenset({"tty"}) if refuses else frozenset()
+
+    def _caught(self, container: str, gate: int, argv: tuple[str, ...], user: str) -> Caught:
+        env = _environment(gate)
+        if is_root(user):
+            return Caught(gate, argv, env)
+        found = account(Path(f"/proc/{gate}/root"), user, self._run.values("group-add"))
+        given = self._engine.inspect(container)["Config"].get("Env") or ()
+        if not any(entry.startswith("HOME=") for entry in given):
+            env = with_home(env, found.home)
+        return Caught(gate, argv, env, found.credentials)
+
+    @contextmanager
+    def _fed(self) -> Iterator[int]:
+        """Standard input for a traced run: the first gets it as it comes, the next what the first could read."""
+        if self._spool is None:
+            yield subprocess.DEVNULL
+        elif self._spool.kind == "terminal" or not self._was_fed:
+            self._was_fed = True
+            with self._spool.feed() as fed:
+                yield fed
+        else:
+            with self._spool.replay() as again:
+                yield again.fileno()
+
+    @contextmanager
+    def _replayed(self) -> Iterator[IO[bytes]]:
+        """Standard input for a rerun: what the traced run could read."""
+        if self._spool is None:
+            with Path(os.devnull).open("rb") as nothing:
+                yield nothing
+        else:
+            with self._spool.replay() as again:
+                yield again
+
+
+def clean_leftovers() -> tuple[str, ...]:
+    """Remove containers and state directories whose owner is gone; returns the names of what was removed.
+
+    Quiet when there is no engine, or nothing to remove.
+    """
+    removed: list[str] = []
+    with suppress(ProfilerError):
+        engine = Engine(parse(("docker", "run", "none")))
+        try:
+            for container, tag in engine.labelled().items():
+                if is_leftover(tag):
+                    engine.remove(container)
+                    removed.append(f"container {container[:12]}")
+        finally:
+            engine.close()
+    for place in STATE_PLACES:
+        for directory in place.glob("*"):
+            if is_leftover(directory.name) and not _holds_mount(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+                removed.append(str(directory))
+        with suppress(OSError):
+            place.rmdir()
+    return tuple(removed)
+
+
+def _holds_mount(directory: Path) -> bool:
+    """Whether something is mounted below: removing would go through it (field 5 of proc_pid_mountinfo(5))."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return any(Path(line.split()[4]).is_relative_to(directory) for line in mounts)
+
+
+def _environment(pid: int) -> tuple[str, ...]:
+    """The environment that `pid` was executed with (proc_pid_environ(5)), bytes that are no UTF-8 included."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError as error:
+        raise HostError("the container ended at its gate", "another program stopped it: run again") from error
+    return tuple(os.fsdecode(entry) for entry in content.split(b"\0") if entry)
+
+
+def _client_options(run: DockerRun) -> tuple[str, ...]:
+    """The user's flags that `docker start` takes and `docker create` does not."""
+    keys = run.value("detach-keys")
+    return () if keys is None else ("--detach-keys", keys)
+
+
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
