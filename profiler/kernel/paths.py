@@ -233,16 +233,14 @@ def _advance(
                 continue
             for taken, offset in ((True, jt), (False, jf)):
                 narrowed = _narrow(code & 0xF0, a, operand, taken)
-                box: Box | None = state.box if narrowed is None else narrowed
+                box: Box | None = state.box
                 if narrowed is not None:
-                    box = meet(state.box, narrowed) if narrowed != _NEVER else None
+                    half, word = narrowed
+                    box = None if word is None else meet(state.box, {half: word})
                 if box is not None:
                     exact = state.exact and narrowed is not None
                     waiting.append(_State(at + offset, a, x, memory, box, examined, exact))
             return None
-
-
-_NEVER: Box = {Half(-1, False): ANY}
 
 
 def _field(offset: int, number: int, arch: int) -> _Value:
@@ -272,8 +270,8 @@ def _alu(operation: int, a: _Value, operand: _Value) -> _Value:
     return None
 
 
-def _narrow(operation: int, a: _Value, operand: _Value, taken: bool) -> Box | None:
-    """What a jump's outcome says of the arguments. None when it is nothing that a `Word` can hold."""
+def _narrow(operation: int, a: _Value, operand: _Value, taken: bool) -> tuple[Half, Word | None] | None:
+    """What a jump's outcome says of an argument (no word: it cannot come). None when no `Word` can hold that."""
     if not isinstance(a, _Symbol) or not isinstance(operand, int):
         return None
     word: Word | None
@@ -286,4 +284,4 @@ def _narrow(operation: int, a: _Value, operand: _Value, taken: bool) -> Box | No
     else:
         least = operand + (operation == bpf.JGT)
         word = between(least, MASK32) if taken else between(0, least - 1)
-    return _NEVER if word is None else {a.half: word}
+    return a.half, word

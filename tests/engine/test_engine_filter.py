@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import tarfile
@@ -124,3 +125,58 @@ def test_all_else_stays_denied_with_the_profile(image: str, profile: str):
     assert engine.allows(numbers("x86_64")["keyctl"])
     for name in ("add_key", "mount", "bpf", "kexec_load", "open_by_handle_at"):
         assert not engine.allows(numbers("x86_64")[name])
+
+
+def compare(index: int, op: str, value: int, two: int = 0) -> dict[str, object]:
+    return {"index": index, "op": f"SCMP_CMP_{op}", "value": value, "valueTwo": two}
+
+
+CONDITIONS = {
+    "socket": [[compare(0, "LT", 38)], [compare(0, "EQ", 39)], [compare(0, "GT", 40)]],
+    "keyctl": [[compare(0, "NE", 5), compare(2, "GE", 1 << 33 | 7)], [compare(0, "EQ", 5), compare(1, "LE", 9)]],
+    "personality": [[compare(0, "MASKED_EQ", 0xFF0000000000000F, 1)], [compare(3, "NE", 1 << 40)]],
+}
+
+
+def test_conditions_as_libseccomp_compiles_them_are_rebuilt(image: str, default: bytes, tmp_path: Path):
+    profile = rebuild(default, frozenset()).profile
+    entries = [
+        entry | {"names": [name for name in entry["names"] if name not in CONDITIONS]} for entry in profile["syscalls"]
+    ]
+    entries = [entry for entry in entries if entry["names"]]
+    for name, alternatives in CONDITIONS.items():
+        entries += [{"names": [name], "action": "SCMP_ACT_ALLOW", "args": args} for args in alternatives]
+    path = tmp_path / "conditions.json"
+    path.write_text(json.dumps(profile | {"syscalls": entries, "architectures": ["SCMP_ARCH_X86_64"]}))
+    first = EngineFilter(filter_of(image, "--security-opt", f"seccomp={path}"))
+    rebuilt = rebuild(first.program, frozenset())
+    assert rebuilt.stricter == ()
+    path.write_text(json.dumps(rebuilt.profile))
+    second = EngineFilter(filter_of(image, "--security-opt", f"seccomp={path}"))
+    values = (
+        0,
+        1,
+        5,
+        7,
+        9,
+        10,
+        37,
+        38,
+        39,
+        40,
+        41,
+        1 << 33,
+        1 << 33 | 6,
+        1 << 33 | 7,
+        3 << 33,
+        1 << 40,
+        0xFF << 56 | 1,
+    )
+    for name in CONDITIONS:
+        answers = set()
+        for args in itertools.product(values, repeat=2):
+            for vector in ((*args, 0, 0), (args[0], 0, args[1], 0), (args[0], 0, 0, args[1])):
+                number = numbers("x86_64")[name]
+                assert first.answer(number, vector) == second.answer(number, vector)
+                answers.add(first.answer(number, vector))
+        assert len(answers) == 2
