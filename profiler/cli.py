@@ -179,11 +179,22 @@ def run(
         profile = manifest.Manifest(document).seccomp_profile
         if profile is not None:
             _say(f"its seccomp profile is {profile}")
-    if not report.verdict.verified:
-        raise UnverifiedError(
-            "no verified recipe: the workload did not pass with the privileges above",
-            "look at the runs with capprofile explain, or widen what counts as passed (--timeout, --for, --check)",
+    _judge(report)
+
+
+def _judge(report: Report) -> None:
+    """Turn a verdict that is not `verified` into the error that says so: its exit code is this program's."""
+    if report.verdict.verified:
+        return
+    if not report.verdict.runs:
+        raise WorkloadError(
+            f"the workload fails even with every privilege that can be granted here (exit code {report.trace.exit_code})",
+            "make it pass with --privileged first; for a service that does not end by itself say --for or --until-healthy",
         )
+    raise UnverifiedError(
+        "no verified recipe: the workload did not pass with the privileges above",
+        "look at the evidence with capprofile explain, or say what counts as passed (--timeout, --for, --check)",
+    )
 
 
 def _profiled(command: tuple[str, ...], options: Options) -> Report:
@@ -191,7 +202,7 @@ def _profiled(command: tuple[str, ...], options: Options) -> Report:
     from profiler import pipeline  # noqa: PLC0415 - `explain` and `--help` need neither ptrace nor the engine's SDK
 
     with contextlib.closing(_sandbox(command, options)) as sandbox:
-        return pipeline.report(sandbox, options, (lambda line: None) if options.quiet else _say)
+        return pipeline.profile(sandbox, options, (lambda line: None) if options.quiet else _say)
 
 
 def _sandbox(command: tuple[str, ...], options: Options) -> Sandbox:

@@ -7,10 +7,10 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from profiler.errors import HostError, ProfilerError
+from profiler.errors import ProfilerError
 from profiler.harness import native
+from profiler.harness.docker_facts import engine_facts
 from profiler.harness.docker_sandbox import clean_leftovers as clean_containers
-from profiler.harness.docker_sandbox import engine_facts
 from profiler.model import HostFacts
 from profiler.report.evidence import printable
 from profiler.witness.probes import Probe, probe_host
@@ -59,7 +59,7 @@ def _machine() -> Probe:
 def _engine(facts: Callable[[], HostFacts]) -> tuple[Probe, ...]:
     try:
         found = facts()
-    except HostError as error:
+    except ProfilerError as error:
         return (Probe(_ENGINE, False, error.message, error.hint),)
     version = f"{found.engine} {found.engine_version}, cgroup v{found.cgroup_version}"
     missing = ", ".join(found.not_granted)
@@ -69,7 +69,7 @@ def _engine(facts: Callable[[], HostFacts]) -> tuple[Probe, ...]:
             "grantable",
             not missing,
             f"{len(found.grantable)} capabilities" + (f"; not {missing}" if missing else ""),
-            "the engine lacks them itself or does not know them: a newer engine, or one started with all capabilities",
+            "the engine's own processes lack them: start it where root has all capabilities, if a workload needs one",
         ),
     )
 

@@ -54,7 +54,7 @@ def find_grants(engine: Engine, words: Sequence[str]) -> Grants:
     Raises HostError when not even a container without any privilege starts, or when its processes are not on this host.
     """
     known = _known(engine, words)
-    bounding = _engine_bounding()
+    bounding = engine_bounding()
     guess = known & bounding if bounding else known
     return _startable(engine, words, Grants(guess, frozenset(host_devices()), _options(engine, words), True))
 
@@ -119,7 +119,7 @@ def _options(engine: Engine, words: Sequence[str]) -> frozenset[str]:
     return frozenset(options)
 
 
-def _engine_bounding() -> frozenset[str]:
+def engine_bounding() -> frozenset[str]:
     """What the engine's own processes may hand on: the intersection of their bounding sets; empty when none is seen.
 
     A first guess only (the engine may have another program name): the container that is started decides.

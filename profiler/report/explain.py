@@ -70,7 +70,7 @@ def _block(manifest: Manifest, row: Mapping[str, Any]) -> Iterator[str]:
     privilege = privilege_of(label)
     yield f"{label}: {row.get('status', 'unproven')}"
     yield f"  lets its holder   {_lets(privilege)}"
-    yield f"  an attacker       {reason(privilege)}"
+    yield f"  its danger        {reason(privilege)}"
     yield f"  needed because    {row.get('reason', '')}"
     others = [" + ".join(labels) for labels in row.get("alternatives") or () if list(labels) != [label]]
     if others:

@@ -66,15 +66,17 @@ def _table(rows: list[JudgedRequirement]) -> Table:
     table.add_column("STATUS", no_wrap=True)
     table.add_column("WHY", overflow="fold", ratio=3)
     table.add_column("PROCESS", overflow="fold")
-    for row in rows:
-        evidence = sorted((document_of(piece) for piece in row.requirement.evidence), key=tellingness, reverse=True)
-        why = headline(evidence[0]) if evidence else row.requirement.reason
-        process = evidence[0]["process"]["exe"] if evidence else ""
+    for privilege in dict.fromkeys(row.privilege for row in rows):
+        same = [row for row in rows if row.privilege == privilege]
+        status = same[0].status
+        pieces = [document_of(piece) for row in same for piece in row.requirement.evidence]
+        best = max(pieces, key=tellingness, default=None)
+        more = f" (and {len(pieces) - 1} more)" if len(pieces) > 1 else ""
         table.add_row(
-            Text(printable(row.privilege.label)),
-            Text(row.status.value, style=_STYLES[row.status]),
-            Text(printable(why)),
-            Text(printable(process)),
+            Text(printable(privilege.label)),
+            Text(status.value, style=_STYLES[status]),
+            Text(printable(headline(best) + more if best else same[0].requirement.reason)),
+            Text(printable(best["process"]["exe"] if best else "")),
         )
     return table
 
@@ -98,6 +100,8 @@ def _verification(report: Report) -> Iterator[tuple[str, str]]:
                 for run in verdict.runs[-_RUNS_SHOWN:]
             )
             yield "bold red", f"not verified: {many} ({_seconds(verdict.runs)}), none passed with this recipe ({codes})"
+        case _ if report.trace.exit_code != 0:
+            yield "bold red", f"not verified: exit code {report.trace.exit_code} even with every privilege"
         case _:
             yield "bold yellow", "not verified: no rerun was made"
 
@@ -117,7 +121,8 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
     for note in report.trace.notes:
         yield "", f"note: {note}"
     for warning in report.warnings:
-        yield "yellow", f"warning: {warning}"
+        if warning not in report.trace.notes:
+            yield "yellow", f"warning: {warning}"
     for advice in report.safer:
         flag = f" ({advice.flag})" if advice.flag else ""
         yield "cyan", f"safer: {advice.text}{flag}: {advice.reason}"

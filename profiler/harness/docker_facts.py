@@ -1,0 +1,36 @@
+"""What the engine says of itself, without any container or image: for `doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import closing
+
+from profiler.harness.docker_arguments import parse
+from profiler.harness.docker_engine import Engine
+from profiler.harness.docker_grants import check_engine, engine_bounding, lsms_of
+from profiler.kernel.capabilities import CAPABILITIES, last_cap
+from profiler.model import HostFacts
+
+
+def engine_facts() -> HostFacts:
+    """The facts of the engine that a plain `docker` command reaches.
+
+    `grantable` is what the engine's own processes may hand on, or all where they are not seen: a run tries it with the
+    workload's image, and finds out too which names the engine knows. Raises HostError when there is no engine, or none
+    whose containers can be watched from here.
+    """
+    with closing(Engine(parse(("docker", "run", "none")))) as engine:
+        check_engine(engine, euid=os.geteuid(), userns=None)
+        known = CAPABILITIES[: last_cap() + 1]
+        grantable = engine_bounding() & frozenset(known) or frozenset(known)
+        return HostFacts(
+            kernel=platform.release(),
+            engine="docker",
+            engine_version=engine.server_version,
+            lsms=lsms_of(engine),
+            witnesses=(),
+            grantable=grantable,
+            not_granted=tuple(name for name in known if name not in grantable),
+            cgroup_version=int(engine.info.get("CgroupVersion") or 1),
+        )
