@@ -28,6 +28,7 @@ from profiler.errors import (
     ProfilerError,
     UnverifiedError,
     UsageError,
+    WorkloadError,
 )
 from profiler.options import DEFAULT_PROVE_BUDGET, Network, Options, Prove, Seccomp, duration
 from profiler.report import explain as evidence
@@ -61,6 +62,18 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str | No
 
 def _say(line: str) -> None:
     click.echo(f"{_NAME}: {line}", err=True)
+
+
+def _print(text: str) -> None:
+    """Write a result to standard output. A reader that has enough of it ends us as the signal would."""
+    try:
+        click.echo(text, nl=False)
+    except BrokenPipeError:
+        # Python flushes at exit and would complain of the same pipe again.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise _Ended(signal.SIGPIPE) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -188,8 +201,8 @@ def _judge(report: Report) -> None:
         return
     if not report.verdict.runs:
         raise WorkloadError(
-            f"the workload fails even with every privilege that can be granted here (exit code {report.trace.exit_code})",
-            "make it pass with --privileged first; for a service that does not end by itself say --for or --until-healthy",
+            f"the workload fails even with every privilege (exit code {report.trace.exit_code})",
+            "make it pass with --privileged first; a service that never ends needs --for or --until-healthy",
         )
     raise UnverifiedError(
         "no verified recipe: the workload did not pass with the privileges above",
@@ -199,9 +212,9 @@ def _judge(report: Report) -> None:
 
 def _profiled(command: tuple[str, ...], options: Options) -> Report:
     """Profile `command` where it belongs, and leave nothing of the sandbox behind."""
-    from profiler import pipeline  # noqa: PLC0415 - `explain` and `--help` need neither ptrace nor the engine's SDK
-
     with contextlib.closing(_sandbox(command, options)) as sandbox:
+        from profiler import pipeline  # noqa: PLC0415 - `explain` and `--help` need neither ptrace nor the engine's SDK
+
         return pipeline.profile(sandbox, options, (lambda line: None) if options.quiet else _say)
 
 
@@ -236,11 +249,11 @@ def explain(file: Path, privilege: str | None, target: str | None) -> None:
     """
     read = manifest.load(file)
     if target is None:
-        click.echo(evidence.explain(read, privilege), nl=False)
+        _print(evidence.explain(read, privilege))
         return
     if privilege is not None:
         raise UsageError("--format prints the whole recipe", "leave PRIVILEGE out, or leave --format out")
-    click.echo(lines.FORMATS[target](read), nl=False)
+    _print(lines.FORMATS[target](read))
 
 
 @capprofile.command(short_help="Say what this host and its engine can do.")
@@ -251,13 +264,10 @@ def doctor(clean: bool) -> None:
 
     if clean:
         removed = surgery.clean()
-        for name in removed:
-            click.echo(f"removed {name}")
-        if not removed:
-            click.echo("nothing was left to remove")
+        _print("".join(f"removed {name}\n" for name in removed) or "nothing was left to remove\n")
         return
     diagnosis = surgery.examine()
-    click.echo(surgery.render(diagnosis), nl=False)
+    _print(surgery.render(diagnosis))
     if not diagnosis.possible:
         click.get_current_context().exit(EXIT_HOST)
 
@@ -309,7 +319,8 @@ def answer(arguments: Sequence[str]) -> int:
             code = capprofile.main(list(arguments), prog_name=_NAME, standalone_mode=False)
             return code if isinstance(code, int) else EXIT_VERIFIED
     except _Ended as ended:
-        _say(f"stopped by {signal.Signals(ended.number).name}")
+        if ended.number != signal.SIGPIPE:
+            _say(f"stopped by {signal.Signals(ended.number).name}")
         return 128 + ended.number
     except (KeyboardInterrupt, click.Abort):
         _say("stopped by SIGINT")
@@ -324,10 +335,6 @@ def answer(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         _refused(error.message, error.hint)
         return error.exit_code
-    except BrokenPipeError:
-        # Who read our output has enough of it. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except Exception as error:  # the last line of defence
         if debug:
             traceback.print_exc()
