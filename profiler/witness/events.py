@@ -239,6 +239,8 @@ class Decoder:
             self.stackless += 1
             info = UNKNOWN
         pid, cred, target, cap, last = self._check(held[1])
+        if info.call in CREDENTIAL_CALLS:
+            self._seen.pop(pid, None)  # the next accounting says what they are now, even if they are the same
         if self._probed:
             out.append(_RawCheck(held[0], pid, cred, target, cap, None, not last & CAP_OPT_NOAUDIT, info))
         else:
