@@ -30,11 +30,16 @@ def write(path: Path, text: str) -> None:
         os.close(fd)
 
 
+def mounted() -> Path | None:
+    """Where tracefs is mounted, None where it is not."""
+    return next((root for root in (TRACEFS, DEBUGFS_TRACEFS) if (root / "instances").is_dir()), None)
+
+
 def tracefs() -> Path:
     """Where tracefs is; it is mounted at its usual place when it is nowhere. HostError when that cannot be done."""
-    for root in (TRACEFS, DEBUGFS_TRACEFS):
-        if (root / "instances").is_dir():
-            return root
+    root = mounted()
+    if root is not None:
+        return root
     if not TRACEFS.is_dir():
         raise HostError(
             "this kernel has no tracefs (no /sys/kernel/tracing)",

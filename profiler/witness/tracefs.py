@@ -100,11 +100,8 @@ class CheckWitness:
     @classmethod
     def clean_leftovers(cls) -> list[str]:
         """Remove instances and kprobe events that killed runs left; their names. Empty where there is no tracefs."""
-        try:
-            root = tracing.tracefs()
-        except HostError:
-            return []
-        return tracing.clean_leftovers(root)
+        root = tracing.mounted()
+        return tracing.clean_leftovers(root) if root else []
 
     def __enter__(self) -> CheckWitness:
         self._root = tracing.tracefs()
@@ -195,11 +192,16 @@ class CheckWitness:
         self._enabled = True
 
     def follow(self, pid: int) -> None:
-        """See one more task, for those that `event-fork` misses (io_uring workers). HostError when it is gone."""
+        """See one more task, for those that `event-fork` misses (io_uring workers).
+
+        HostError for what cannot be a task's number; a task that is gone is not noticed.
+        """
         try:
             self._made().write("set_event_pid", f"{pid}\n")
         except OSError as error:
-            raise HostError(f"task {pid} cannot be followed: {error.strerror or error}", "is it gone?") from error
+            raise HostError(
+                f"task {pid} cannot be followed: {error.strerror or error}", "name a running task"
+            ) from error
 
     def _made(self) -> Instance:
         if self._instance is None:

@@ -336,7 +336,7 @@ def test_a_sink_that_fails_is_reported_by_stop():
         witness.stop()
 
 
-def test_a_task_that_is_gone_cannot_be_armed():
+def test_what_cannot_be_a_task_is_refused():
     with CheckWitness(()) as witness, pytest.raises(HostError):
         witness.arm(0x7FFFFFF0)
 
