@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
@@ -57,7 +58,7 @@ class NativeSandbox:
         self._home.mkdir(mode=0o700, parents=True)
         self._spool = Spool(self._home)
         self._run: NativeRun | None = None
-        self.notes: tuple[str, ...] = ()
+        self._notes: tuple[str, ...] = ()
 
     def facts(self) -> HostFacts:
         """What this host can do: everything that this process may do itself."""
@@ -79,14 +80,18 @@ class NativeSandbox:
         capabilities = frozenset(Capability(name) for name in self.facts().grantable)
         return capabilities | native_devices.broad_devices(self._nodes)
 
-    def start(self, recipe: Recipe) -> NativeRun:
-        """Start the workload with `recipe`, held at its gate, on our stdio. Raises HostError if that cannot be."""
+    def start(self, recipe: Recipe, *, quiet: bool = False) -> NativeRun:
+        """Start the workload with `recipe`, held at its gate, on our stdio (`quiet`: on what a rerun would read, and
+        its output is thrown away). The run before is closed. Raises HostError if that cannot be."""
         if self._run is not None:
             self._run.close()
-        with self._spool.feed() as stdin:
-            helper = self._spawn(recipe, at_gate=True, stdin=stdin)
+        if quiet:
+            with self._spool.replay() as replayed:
+                helper = self._spawn(recipe, replayed.fileno(), subprocess.DEVNULL, at_gate=True, own_session=True)
+        else:
+            with self._spool.feed() as fed:
+                helper = self._spawn(recipe, fed, None, at_gate=True, own_session=False)
         self._run = NativeRun(helper, self._argv, tuple(f"{name}={value}" for name, value in self._env))
-        self.notes = helper.notes
         return self._run
 
     def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
@@ -95,7 +100,7 @@ class NativeSandbox:
         Output is captured, standard input replayed. It has a session of its own: there is no terminal to share.
         """
         with self._spool.replay() as stdin:
-            helper = self._spawn(recipe, at_gate=False, stdin=stdin.fileno(), slot=slot)
+            helper = self._spawn(recipe, stdin.fileno(), subprocess.PIPE, at_gate=False, own_session=True, slot=slot)
         try:
             return helper.capture(timeout)
         finally:
@@ -125,6 +130,10 @@ class NativeSandbox:
         """The embedded sandbox installs no filter."""
         return None
 
+    def cautions(self) -> tuple[str, ...]:
+        """What the last run's sandbox lacks or could not hold to, a line each."""
+        return self._notes
+
     def close(self) -> None:
         """End the traced run, if it still goes on, and remove our files. Idempotent."""
         if self._run is not None:
@@ -132,10 +141,13 @@ class NativeSandbox:
         self._spool.close()
         shutil.rmtree(self._home, ignore_errors=True)
 
-    def _spawn(self, recipe: Recipe, *, at_gate: bool, stdin: int, slot: int = 0) -> Helper:
+    def _spawn(
+        self, recipe: Recipe, stdin: int, output: int | None, *, at_gate: bool, own_session: bool, slot: int = 0
+    ) -> Helper:
         """Start a helper for `recipe` and wait until it holds the workload. Privileges of engines mean nothing here."""
         provision = native_devices.provide(recipe, self._nodes)
         name = f"{owner_tag()}-{slot}-{next(_RUNS)}"
+        stores = _make_stores(name)
         spec = Spec(
             argv=self._argv,
             env=self._env,
@@ -146,30 +158,43 @@ class NativeSandbox:
             device_rules=provision.rules,
             private_network=self._private_network,
             at_gate=at_gate,
-            own_session=not at_gate,
-            foreground=at_gate and has_terminal(),
+            own_session=own_session,
+            foreground=not own_session and has_terminal(),
             name=name,
-            stores=tuple(str(base / name) for base in (DISK, STATE)),
+            stores=stores,
             hidden=(str(STATE), str(DISK), *_UNREACHABLE),
         )
-        return Helper(spec, stdin)
+        helper = Helper(spec, stdin, output)
+        self._notes = helper.notes
+        return helper
 
 
 def clean_leftovers() -> tuple[str, ...]:
-    """Remove the files and control groups of owners that are gone; returns their paths.
+    """Remove the files and control groups of owners that are gone; returns their paths. HostError for what stays.
 
     Mounts and processes are never left: they end with the sandbox's init.
     """
-    removed = []
-    for base in (DISK, STATE):
-        for directory in base.iterdir() if base.is_dir() else ():
-            if is_leftover(directory.name):
-                shutil.rmtree(directory, ignore_errors=True)
-                removed.append(str(directory))
-    mounts = native_mounts.visible(native_mounts.parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8")))
-    groups = native_cgroups.leftovers(mounts, is_leftover)
+    directories = [path for base in (DISK, STATE) if base.is_dir() for path in base.iterdir() if is_leftover(path.name)]
+    for directory in directories:
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            raise HostError(f"{directory} cannot be removed: {error.strerror}", "remove it by hand") from error
+    groups = native_cgroups.leftovers(native_mounts.visible(native_mounts.current()), is_leftover)
     native_cgroups.remove(groups)
-    return (*removed, *(str(group) for group in groups))
+    return tuple(str(path) for path in (*directories, *groups))
+
+
+def _make_stores(name: str) -> tuple[str, ...]:
+    """The directories for one run's layers, best first. HostError where none can be made."""
+    made = []
+    for base in (DISK, STATE):
+        with suppress(OSError):  # a read-only /var
+            (base / name).mkdir(mode=0o700, parents=True)
+            made.append(str(base / name))
+    if not made:
+        raise HostError(f"neither {DISK} nor {STATE} can be written", "make one of them a writable directory")
+    return tuple(made)
 
 
 def _lsms() -> tuple[str, ...]:

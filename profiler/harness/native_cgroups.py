@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiler.catalogue.devices import COMMON
 from profiler.harness.native_mounts import Mount, below
+from profiler.kernel import device_filter
 
 INNER = "sandbox"
-# What a runtime lets every container do: make any node, use the standard ones and pseudo-terminals.
+# What a runtime lets every container do: make any node, use the common ones.
 ALWAYS_ALLOWED = (
     "c *:* m",
     "b *:* m",
-    *(f"c {numbers} rwm" for numbers in ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "136:*")),
+    *sorted(f"{kind} {major}:{'*' if minor is None else minor} rwm" for kind, major, minor in COMMON),
 )
 
 
@@ -65,23 +67,35 @@ def make(chosen: Iterable[Hierarchy], name: str, device_rules: tuple[str, ...] |
     """Make the groups called `name`. Returns the outer directory of each hierarchy's mount point in which that worked,
     and whether `device_rules` (None: nothing to limit) hold from now on."""
     made: dict[str, Path] = {}
+    chosen = tuple(chosen)
     limited = device_rules is None
     for hierarchy in chosen:
         outer = hierarchy.own / name
         try:
             _make_one(hierarchy, hierarchy.own, outer)
-            if "devices" in hierarchy.controllers and device_rules is not None:
-                # Before the inner group is there: a group with children refuses `a` (devcgroup_update_access).
-                _write(outer / "devices.deny", "a")
-                for rule in (*ALWAYS_ALLOWED, *device_rules):
-                    _write(outer / "devices.allow", rule)
-                limited = True
+            # Before the inner group is there: a group with children refuses `a` (devcgroup_update_access).
+            if not limited and device_rules is not None:
+                limited = _limit(hierarchy, outer, (*ALWAYS_ALLOWED, *device_rules))
             _make_one(hierarchy, outer, outer / INNER)
         except OSError:  # a read-only tree (we are in a container) or one without room: the sandbox does without
             remove((outer,))
             continue
         made[hierarchy.mount.point] = outer
     return made, limited
+
+
+def _limit(hierarchy: Hierarchy, group: Path, rules: tuple[str, ...]) -> bool:
+    """Limit `group` to `rules` if `hierarchy` is one that can; False if not."""
+    if "devices" in hierarchy.controllers:
+        _write(group / "devices.deny", "a")
+        for rule in rules:
+            _write(group / "devices.allow", rule)
+        return True
+    if hierarchy.mount.fstype == "cgroup2":
+        with contextlib.suppress(OSError):  # a kernel without CONFIG_CGROUP_BPF: the caller says so
+            device_filter.limit(group, rules)
+            return True
+    return False
 
 
 def _make_one(hierarchy: Hierarchy, parent: Path, group: Path) -> None:

@@ -16,7 +16,6 @@ import select
 import shutil
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +29,20 @@ from profiler.kernel.capabilities import drop_bounding, set_own
 from profiler.kernel.gate import gate_elf
 from profiler.kernel.loopback import raise_loopback
 
+_MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3: executable although vm.memfd_noexec says otherwise
 _MESSAGE = 4096  # bytes: our longest message is a note a mount
+# The parent decides on these; what the helper does not clean up stays. What capprofile was started with as ignored (by
+# nohup, or as a shell's background job) the workload ignores too.
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PYTHONS_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # ignored by every Python, and meant for none of its children
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as the shell answers (POSIX, 2.8.2)
 
 
 def main(spec_fd: int, control_fd: int) -> int:
     """Run the sandbox of the specification in `spec_fd`, talking on `control_fd`; returns this program's exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides; what is not cleaned up here stays
+    defaults = tuple(number for number in _PARENTS_SIGNALS if signal.getsignal(number) != signal.SIG_IGN)
+    for number in _PARENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     spec = Spec.from_fd(spec_fd)
     control = socket.socket(fileno=control_fd)
     control.set_inheritable(False)
@@ -47,7 +52,7 @@ def main(spec_fd: int, control_fd: int) -> int:
         namespaces.unshare(namespaces.CLONE_NEWPID)
         init = os.fork()
         if init == 0:
-            _init(spec, host, control, helper)
+            _init(spec, host, control, helper, defaults)
         control.close()
         _let_go_of_stdio()
         os.waitpid(init, 0)
@@ -72,24 +77,28 @@ class _Host:
 
 def _look_at_host(spec: Spec) -> _Host:
     """Read the mount table and make the run's control groups."""
-    mounts = native_mounts.visible(native_mounts.parse(_text("/proc/self/mountinfo")))
-    hierarchies = native_cgroups.hierarchies(mounts, _text("/proc/self/cgroup"))
+    mounts = native_mounts.visible(native_mounts.current())
+    hierarchies = native_cgroups.hierarchies(mounts, Path("/proc/self/cgroup").read_text(errors="surrogateescape"))
     groups, limited = native_cgroups.make(hierarchies, spec.name, spec.device_rules)
     notes = () if limited else ("nodes that the workload makes itself are not limited: no control group for devices",)
     mine = tuple(hierarchy for hierarchy in hierarchies if hierarchy.mount.point in groups)
     return _Host(mounts, mine, tuple(groups.values()), notes)
 
 
-def _init(spec: Spec, host: _Host, control: socket.socket, helper: int) -> NoReturn:
-    """Process 1: never returns. Its own end ends every process of the namespace."""
+def _init(
+    spec: Spec, host: _Host, control: socket.socket, helper: int, defaults: tuple[signal.Signals, ...]
+) -> NoReturn:
+    """Process 1: never returns. Its own end ends every process of the namespace. The workload gets `defaults` reset."""
     try:
         umask = os.umask(0o022)
         notes = host.notes + _build(spec, host)
-        workload, pidfd = _start(spec, umask)
+        started = time.monotonic()
+        workload, pidfd = _start(spec, umask, defaults)
         _let_go_of_stdio()
         socket.send_fds(control, [encode(HELD, notes=notes)], [pidfd])
         status = _attend(control, helper, workload, pidfd)
-        control.send(encode(ENDED, code=128 - status if status < 0 else status))
+        seconds = time.monotonic() - started
+        control.send(encode(ENDED, code=128 - status if status < 0 else status, seconds=seconds))
     except (OSError, ProfilerError) as error:
         _tell_failure(control, error)
     finally:
@@ -116,14 +125,14 @@ def _build(spec: Spec, host: _Host) -> tuple[str, ...]:
     return notes
 
 
-def _start(spec: Spec, umask: int) -> tuple[int, int]:
+def _start(spec: Spec, umask: int, defaults: tuple[signal.Signals, ...]) -> tuple[int, int]:
     """Fork the workload; returns its pid here and a pidfd once it has become its program, or has failed to."""
     executed, execute = os.pipe()  # close-on-exec: its end is the news
     gate = _gate_fd() if spec.at_gate else None
     workload = os.fork()
     if workload == 0:
         try:
-            _become(spec, umask, gate)
+            _become(spec, umask, defaults, gate)
         except OSError as error:
             os.write(2, f"capprofile: {spec.argv[0]}: {error.strerror}\n".encode(errors="replace"))
             os._exit(NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE)
@@ -147,7 +156,12 @@ def _let_go_of_stdio() -> None:
 
 def _gate_fd() -> int:
     """The gate as a memfd: it needs no place in the sandbox's root, which may be mounted noexec where we can write."""
-    fd = os.memfd_create("capprofile-gate")
+    try:
+        fd = os.memfd_create("capprofile-gate", os.MFD_CLOEXEC | _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create("capprofile-gate")
     os.write(fd, gate_elf())
     # Linux refuses to execute what is open for writing (ETXTBSY).
     readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -155,15 +169,14 @@ def _gate_fd() -> int:
     return readable
 
 
-def _become(spec: Spec, umask: int, gate: int | None) -> NoReturn:
+def _become(spec: Spec, umask: int, defaults: tuple[signal.Signals, ...], gate: int | None) -> NoReturn:
     """In the workload's process: take its group, privileges and program. Raises OSError when it cannot be executed."""
-    if not spec.own_session:
-        os.setpgid(0, 0)  # `kill 0` in a script must not reach capprofile
-        if spec.foreground:
-            _take_terminal()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
+    os.setpgid(0, 0)  # `kill 0` in a script must not reach capprofile
+    if spec.foreground:
+        _take_terminal()
+    for number in (*defaults, *_PYTHONS_SIGNALS):
         signal.signal(number, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whatever the thread blocked that started us
     os.umask(umask)
     kept = frozenset(spec.capabilities)
     drop_bounding(kept)
@@ -234,11 +247,3 @@ def _tell_failure(control: socket.socket, error: OSError | ProfilerError) -> Non
     hint = error.hint if isinstance(error, ProfilerError) else ""
     with contextlib.suppress(OSError):
         control.send(encode(FAILED, message=str(error), hint=hint))
-
-
-def _text(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiler.catalogue.devices import is_common
 from profiler.harness.native_spec import Node
 from profiler.model import Device, DeviceClass, Privilege, Recipe
 
 DEV = Path("/dev")
-# Every sandbox has these, as every container has.
-ALWAYS_PRESENT = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 # Made afresh in every sandbox, in namespaces of its own.
 _OWN = tuple(f"/dev/{name}" for name in ("ptmx", "console"))
 
@@ -40,7 +39,7 @@ def host_nodes(dev: Path = DEV) -> tuple[Node, ...]:
 
 def broad_devices(nodes: Iterable[Node]) -> frozenset[Privilege]:
     """The privileges that stand for all of `nodes` but those that every sandbox has or makes."""
-    return frozenset(Device(node.path) for node in nodes if node.path not in ALWAYS_PRESENT + _OWN)
+    return frozenset(Device(node.path) for node in nodes if node.path not in _OWN and not _is_common(node))
 
 
 def provide(recipe: Recipe, nodes: tuple[Node, ...], dev: Path = DEV) -> Provision:
@@ -49,13 +48,14 @@ def provide(recipe: Recipe, nodes: tuple[Node, ...], dev: Path = DEV) -> Provisi
     A recipe with every device of the host limits nothing, as `--privileged` does not: the workload may then also make
     and use nodes of numbers that have no node on this host.
     """
-    devices = {privilege.path: privilege for privilege in recipe if isinstance(privilege, Device)}
+    # A recipe may name a link (/dev/disk/by-id/…): the node behind it is meant.
+    devices = {os.path.realpath(privilege.path): privilege for privilege in recipe if isinstance(privilege, Device)}
     pools = [privilege for privilege in recipe if isinstance(privilege, DeviceClass)]
     chosen = tuple(
         node
         for node in nodes
         if node.path not in _OWN
-        and (node.path in ALWAYS_PRESENT or node.path in devices or any(_in_pool(node, pool) for pool in pools))
+        and (_is_common(node) or node.path in devices or any(_in_pool(node, pool) for pool in pools))
     )
     rules: tuple[str, ...] | None = None
     if not broad_devices(nodes) <= recipe:
@@ -67,6 +67,11 @@ def provide(recipe: Recipe, nodes: tuple[Node, ...], dev: Path = DEV) -> Provisi
 def _node(path: str, kind: str, status: os.stat_result) -> Node:
     major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
     return Node(path, kind, major, minor, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+
+
+def _is_common(node: Node) -> bool:
+    """Whether every sandbox has it, as every container has."""
+    return is_common(node.kind, node.major, node.minor)
 
 
 def _in_pool(node: Node, pool: DeviceClass) -> bool:

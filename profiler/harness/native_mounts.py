@@ -59,6 +59,11 @@ def parse(text: str) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
+def current() -> tuple[Mount, ...]:
+    """The mounts of this process's mount namespace."""
+    return parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+
+
 def below(path: str, tree: str) -> bool:
     """Whether `path` is `tree` or lies below it; both absolute and without a trailing slash (but `/`)."""
     return path == tree or path.startswith(tree.rstrip("/") + "/")

@@ -143,7 +143,6 @@ def _white_out(point: str, path: str, upper: Path) -> None:
         if not copy.exists():
             copy.mkdir()
             _copy_attributes(Path(point) / parent, copy)
-    (upper / relative).parent.mkdir(exist_ok=True)
     os.mknod(upper / relative, stat.S_IFCHR, os.makedev(0, 0))
 
 

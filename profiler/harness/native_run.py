@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from profiler.errors import HostError
+from profiler.harness import native_cgroups, native_mounts
 from profiler.harness.interface import Caught
 from profiler.harness.native_spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.model import Outcome
@@ -48,9 +49,8 @@ class NativeRun:
         if timed_out:
             self.stop()
             self._helper.wait(time.monotonic() + GRACE + _LATE)
-        seconds = time.monotonic() - self._helper.started
         self._helper.close()
-        return Outcome(self._helper.exit_code, seconds, timed_out)
+        return Outcome(self._helper.exit_code, self._helper.seconds, timed_out)
 
     def stop(self) -> None:
         """SIGTERM to the main process, and after ten seconds SIGKILL to all. Safe from any thread."""
@@ -64,13 +64,13 @@ class NativeRun:
 class Helper:
     """The helper process of one run, seen from here. `workload` is the main process's pid on this host."""
 
-    def __init__(self, spec: Spec, stdin: int) -> None:
+    def __init__(self, spec: Spec, stdin: int, output: int | None) -> None:
+        """Start the helper; `output` is None (ours), subprocess.PIPE or subprocess.DEVNULL. Raises HostError."""
         self._stores = tuple(Path(store) for store in spec.stores)
-        for store in self._stores:
-            store.mkdir(mode=0o700, parents=True)
+        self._name = spec.name
         self._foreground = spec.foreground
-        self.exit_code = KILLED
-        captured = None if spec.at_gate else subprocess.PIPE
+        self.exit_code = KILLED  # unless the last message says otherwise
+        self.seconds = 0.0
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fd = spec.to_fd()
         try:
@@ -78,8 +78,8 @@ class Helper:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-X", "utf8", "-c", _HELPER, _PACKAGES, str(fd), str(theirs.fileno())],
                 stdin=stdin,
-                stdout=captured,
-                stderr=captured,
+                stdout=output,
+                stderr=output,
                 pass_fds=(fd, theirs.fileno()),
                 env={"PATH": os.defpath},
                 process_group=0,  # Ctrl-C is for the workload or for us
@@ -129,7 +129,7 @@ class Helper:
         """Read the output until the run has ended, or kill it after `timeout` seconds."""
         deadline = None if timeout is None else self.started + timeout
         tails = {"out": bytearray(), "err": bytearray()}
-        ended = timed_out = False
+        timed_out = False
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ, "end")
             for stream, name in ((self._process.stdout, "out"), (self._process.stderr, "err")):
@@ -145,21 +145,20 @@ class Helper:
                     deadline = time.monotonic() + _LATE
                 for key, _ in ready:
                     if key.data == "end":
-                        ended = True
                         self._read_end()
                     elif _read_tail(key.fd, tails[key.data]):
                         continue
                     selector.unregister(key.fileobj)
-        assert ended
-        seconds = time.monotonic() - self.started
-        return Outcome(self.exit_code, seconds, timed_out, bytes(tails["out"]), bytes(tails["err"]))
+        return Outcome(self.exit_code, self.seconds, timed_out, bytes(tails["out"]), bytes(tails["err"]))
 
     def _read_end(self) -> None:
         """The last message; none when the sandbox was killed."""
+        self.seconds = time.monotonic() - self.started
         with suppress(ConnectionResetError):
             message = self._control.recv(_MESSAGE)
             if message and (facts := decode(message))["kind"] == ENDED:
                 self.exit_code = int(str(facts["code"]))
+                self.seconds = float(str(facts["seconds"]))
 
     def close(self) -> None:
         """Kill what runs, wait until the helper has cleaned up, take the terminal back. Idempotent."""
@@ -169,6 +168,9 @@ class Helper:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.returncode != 0:  # it was killed: what it would have removed is here still
+            groups = native_cgroups.leftovers(native_mounts.current(), lambda name: name == self._name)
+            native_cgroups.remove(groups)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
