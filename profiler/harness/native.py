@@ -140,6 +140,8 @@ class NativeSandbox:
             self._run.close()
         self._spool.close()
         shutil.rmtree(self._home, ignore_errors=True)
+        with suppress(OSError):  # another capprofile may be using it
+            DISK.rmdir()
 
     def _spawn(
         self, recipe: Recipe, stdin: int, output: int | None, *, at_gate: bool, own_session: bool, slot: int = 0
