@@ -7,6 +7,7 @@ The workload's own standard output and error pass through untouched; our words g
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -346,6 +347,9 @@ def answer(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The program `capprofile`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shall not cost the report
     sys.exit(answer(sys.argv[1:]))
 
 

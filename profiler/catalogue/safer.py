@@ -218,8 +218,9 @@ ALTERNATIVES: tuple[Alternative, ...] = (
     ),
 )
 
-# Only a low port's own number helps: the rest of a socket address is ignored (bind's rendering has it as port or :N).
-_PORT = re.compile(r"(?:htons\(|port\D{0,3}|:)(\d{1,5})\b")
+# The port in an address as the tracer renders it (`0.0.0.0:80`, `[::]:443`).
+_PORT = re.compile(r"(?:\]|\.\d{1,3}):(\d{1,5})\b")
+_EXAMPLES = 3  # flags shown of one row: a build may mount a hundred file systems
 _SYSCTLS = "/proc/sys/"
 
 
@@ -247,24 +248,38 @@ def _matches(row: Alternative, piece: Observation | DeviceUse | RawCall) -> bool
     )
 
 
+def _port(piece: Observation | DeviceUse | RawCall) -> int | None:
+    found = _PORT.search(", ".join(piece.args)) if isinstance(piece, Observation) else None
+    return int(found[1]) if found else None
+
+
 def _flag(row: Alternative, piece: Observation | DeviceUse | RawCall) -> str:
     """The row's flag with what the evidence fills in; where it has nothing to fill in, a word in capitals."""
-    args = ", ".join(piece.args) if isinstance(piece, Observation) else ""
     path = (piece.path if isinstance(piece, Observation | DeviceUse) else None) or "PATH"
-    port = _PORT.search(args)
     key = path.removeprefix(_SYSCTLS).replace("/", ".")
-    return row.flag.replace("{path}", path).replace("{port}", port[1] if port else "PORT").replace("{key}", key)
+    port = _port(piece)
+    return (
+        row.flag.replace("{path}", path).replace("{port}", "PORT" if port is None else str(port)).replace("{key}", key)
+    )
 
 
 def advice(requirements: Iterable[Requirement]) -> tuple[Advice, ...]:
-    """The alternatives for these requirements: each row's flags once, in the table's order."""
+    """The alternatives for these requirements, in the table's order: of each row the first few different flags.
+
+    A flag that opens all ports from one on is given for the lowest port only.
+    """
     wanted = tuple(requirements)
-    found: dict[Advice, None] = {}
+    found: list[Advice] = []
     for row in ALTERNATIVES:
-        for requirement in wanted:
-            if not _holds(requirement, row):
-                continue
-            for piece in requirement.evidence:
-                if _matches(row, piece):
-                    found[Advice(row.text, _flag(row, piece), row.reason)] = None
+        pieces = [
+            piece
+            for requirement in wanted
+            if _holds(requirement, row)
+            for piece in requirement.evidence
+            if _matches(row, piece)
+        ]
+        if "{port}" in row.flag:
+            pieces = sorted(pieces, key=lambda piece: (_port(piece) is None, _port(piece) or 0))[:1]
+        flags = list(dict.fromkeys(_flag(row, piece) for piece in pieces))
+        found += [Advice(row.text, flag, row.reason) for flag in flags[:_EXAMPLES]]
     return tuple(found)

@@ -337,6 +337,17 @@ def test_a_reader_that_has_enough_is_no_error(written):
     assert program.returncode == 128 + signal.SIGPIPE
 
 
+def test_a_terminal_without_utf8_costs_nothing(written):
+    done = subprocess.run(
+        (sys.executable, "-m", "profiler.cli", "explain", str(written), "SYS_ADMIN"),
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"\\u2190" in done.stdout  # the arrow between a check's functions
+    assert done.stderr == b""
+
+
 # doctor
 
 

@@ -251,6 +251,17 @@ def test_no_advice_where_nothing_matches():
     assert advice([]) == ()
 
 
+def test_of_many_ports_the_lowest_counts():
+    ports = [Observation("bind", ("3", address), 0, None, SH) for address in ("[1:2::3]:443", "0.0.0.0:80", "AF_UNIX")]
+    (found,) = advice([needing(Capability("NET_BIND_SERVICE"), *ports)])
+    assert found.flag.endswith("port_start=80")
+
+
+def test_of_many_mounts_a_few_are_shown():
+    mounts = [Observation("mount", ('"tmpfs"',), 0, f"/mnt/{number}", SH) for number in range(100)]
+    assert len(advice([needing(SYS_ADMIN, *mounts)])) == 3
+
+
 def test_equal_advice_is_given_once():
     mount = Observation("mount", ('"none"', '"/mnt"', '"tmpfs"'), 0, "/mnt", SH)
     assert len(advice([needing(SYS_ADMIN, mount, mount), needing(SYS_ADMIN, mount)])) == 1
