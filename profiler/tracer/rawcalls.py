@@ -1,0 +1,107 @@
+"""Counts notified calls as a seccomp filter sees them: number and registers, without what registers point at.
+
+They are later held against the engine's own filter. Registers that hold addresses are 0: they differ in every call, and
+no filter can look behind them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Container, Sequence
+from typing import Final
+
+from profiler.kernel.notify import Notification
+from profiler.model import Process, RawCall
+from profiler.witness.events import Event, Exit, TaskExit
+
+DISTINCT: Final = 64  # different arguments kept of one call
+_PENDING: Final = 4096  # calls of one thread whose result the witness still owes
+_RESTARTS = frozenset({-512, -513, -514, -516})  # linux/errno.h: the call begins again, and is notified again
+_Registers = tuple[int, int, int, int, int, int]
+_NONE: Final[_Registers] = (0, 0, 0, 0, 0, 0)
+
+
+class _Entry:
+    __slots__ = ("args", "count", "name", "number", "process", "result")
+
+    def __init__(self, name: str, number: int, args: _Registers, process: Process) -> None:
+        self.name = name
+        self.number = number
+        self.args = args
+        self.process = process
+        self.result: int | None = None
+        self.count = 0
+
+
+class RawCalls:
+    """`call` and `feed` may run on two threads. `without_result` are calls whose end the witness does not show."""
+
+    def __init__(self, without_result: Container[str] = (), *, witnessed: bool = True) -> None:
+        self._lock = threading.Lock()
+        self._without_result = without_result
+        self._witnessed = witnessed
+        self._entries: dict[tuple[str, int, _Registers], _Entry] = {}
+        self._distinct: dict[str, int] = {}
+        self._pending: dict[int, list[tuple[int, _Entry]]] = {}
+        self.total = 0
+
+    def call(self, notification: Notification, name: str, time_ns: int, process: Process) -> None:
+        """A notified call, before it is let go on; `time_ns` on the monotonic clock."""
+        args = notification.args
+        # addresses of a 64-bit program lie above 4 GiB, except those of one that is not position-independent
+        if max(args) > 0xFFFFFFFF:
+            args = tuple(0 if 0xFFFFFFFF < value < 1 << 63 else value for value in args)  # type: ignore[assignment]
+        with self._lock:
+            self.total += 1
+            entry = self._entry(name, notification.number, args, process)
+            entry.count += 1
+            if self._witnessed and name not in self._without_result:
+                queue = self._pending.setdefault(notification.pid, [])
+                queue.append((time_ns, entry))
+                if len(queue) > _PENDING:
+                    del queue[0]
+
+    def _entry(self, name: str, number: int, args: _Registers, process: Process) -> _Entry:
+        entry = self._entries.get((name, number, args))
+        if entry is None:
+            distinct = self._distinct.get(name, 0)
+            if distinct >= DISTINCT:
+                args = _NONE
+                entry = self._entries.get((name, number, args))
+            if entry is None:
+                self._distinct[name] = distinct + 1
+                entry = self._entries[name, number, args] = _Entry(name, number, args, process)
+        return entry
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """The witness's events, in the order of time: ends of calls give results, a success outweighing failures."""
+        pending = self._pending
+        for event in events:
+            if isinstance(event, Exit):
+                if event.pid in pending:
+                    self._exit(event)
+            elif isinstance(event, TaskExit) and event.pid in pending:
+                with self._lock:
+                    pending.pop(event.pid, None)
+
+    def _exit(self, event: Exit) -> None:
+        with self._lock:
+            queue = self._pending.get(event.pid, [])
+            for at, (time_ns, entry) in enumerate(queue):
+                if time_ns > event.time_ns:
+                    return
+                if entry.name == event.name:
+                    if event.result not in _RESTARTS and (entry.result is None or entry.result < 0):
+                        entry.result = event.result
+                    del queue[: at + 1]
+                    if not queue:
+                        del self._pending[event.pid]
+                    return
+
+    def finish(self) -> tuple[RawCall, ...]:
+        """Every call in the order first seen, by whoever made it first."""
+        with self._lock:
+            return tuple(
+                RawCall(entry.name, entry.number, entry.args, entry.process, entry.result, entry.count)
+                for entry in self._entries.values()
+            )

@@ -1,0 +1,288 @@
+"""`trace(run) -> Trace`: the whole life of one traced run, from the gate to the end of its last process.
+
+Three threads: the caller's steers and then holds the workload's first process (all ptrace requests come from one
+thread), the listener's answers notified calls, the witness's reads the kernel's checks. A fourth sleeps until the time
+is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final, Self
+
+from profiler.catalogue.calls import catalogue
+from profiler.errors import HostError
+from profiler.harness.interface import TracedRun
+from profiler.kernel.bpf import assemble
+from profiler.kernel.capabilities import sets_of
+from profiler.kernel.notify import Listener
+from profiler.kernel.steer import Steered
+from profiler.model import Outcome, Process, Trace
+from profiler.tracer.devices import DeviceWatch
+from profiler.tracer.ledger import Ledger
+from profiler.tracer.process import Callers
+from profiler.tracer.rawcalls import RawCalls
+from profiler.tracer.recorder import Progress, Recorder
+from profiler.witness.events import Event, Exec, Fork
+from profiler.witness.tracefs import CheckWitness
+
+LINGER_SECONDS: Final = 10.0  # for processes that outlive the run itself
+# The interpreter's switch interval while a run is traced: a notified call waits for the listener's thread, which waits
+# for whichever thread holds the interpreter. The default of 5 ms is a hundred times what a stop costs.
+SWITCH_SECONDS: Final = 0.0002
+# Calls that steering itself makes before anybody answers the listener: they must not be notified.
+STEERING: Final = frozenset({"close"})
+NR_PRCTL: Final = 157  # asm/unistd_64.h
+PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
+
+
+def trace(
+    run: TracedRun,
+    *,
+    extra_calls: frozenset[str] = frozenset(),
+    timeout: float | None = None,
+    stop_after: float | None = None,
+    on_progress: Progress | None = None,
+) -> Trace:
+    """Trace `run`, which is held at its gate, to its end, and close it.
+
+    `extra_calls` (x86-64 names) are notified whatever their arguments, beside the catalogue's. After `stop_after`
+    seconds the workload is stopped as its engine would (a service never ends by itself); after `timeout` seconds too,
+    but then the trace counts it as a loss. `on_progress(seconds, calls)` is called about once a second, on another
+    thread. Raises ProfilerError (ExecutionError, TraceeEndedError, HostError) and whatever a thread of ours failed
+    with; the workload is then killed and nothing of it is left.
+    """
+    with ExitStack() as stack:
+        stack.callback(run.close)
+        stack.enter_context(_quick_switches())
+        session = stack.enter_context(_Session(run, extra_calls - STEERING, on_progress))
+        session.steer()
+        outcome = session.live(timeout, stop_after)
+        return session.trace(outcome)
+
+
+@contextlib.contextmanager
+def _quick_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_SECONDS))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+class _Family:
+    """The workload's tasks as the witness saw them: who belongs to it, and what a task that is gone had executed."""
+
+    def __init__(self, anchor: int) -> None:
+        self.pids = {anchor}
+        self.programs: dict[int, str] = {}
+
+    def feed(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Fork):
+                self.pids.add(event.child)
+                if event.pid in self.programs:
+                    self.programs[event.child] = self.programs[event.pid]
+            elif isinstance(event, Exec):
+                self.programs[event.pid] = event.filename
+
+
+class _Session:
+    """What one traced run holds. A context manager: leaving it with an exception kills the workload."""
+
+    def __init__(self, run: TracedRun, extra_calls: frozenset[str], on_progress: Progress | None) -> None:
+        self._run = run
+        self._pid = run.caught.pid
+        self._extra_calls = extra_calls
+        self._on_progress = on_progress
+        self._stack = ExitStack()
+        self._steered: Steered | None = None
+        self._witness: CheckWitness | None = None
+        self._losses: dict[str, int] = {}
+        self._notes: list[str] = []
+        self._family = _Family(self._pid)
+        self._ledger = Ledger(self._pid)
+        self._timed_out = threading.Event()
+        self._ended = threading.Event()
+        self._began = time.monotonic()
+        self._seconds = 0.0
+
+    def __enter__(self) -> Self:
+        try:
+            self._prepare()
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._stack.close()
+            return
+        self._abandon()
+        failure = self._recorder.failure
+        if failure is not None and failure is not error:  # what went wrong first
+            raise failure
+
+    def _abandon(self) -> None:
+        """Kill the workload before its calls go unanswered, then take everything down."""
+        self._ended.set()
+        try:
+            self._kill()
+        finally:
+            self._stack.close()
+
+    def _kill(self) -> None:
+        """End the first process at once, and with it the container; safe from any thread."""
+        if self._steered is not None:
+            self._steered.kill()
+        self._run.stop()
+
+    # -- setting up --------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self._steered = steered = Steered.seize(self._pid)
+        self._stack.callback(steered.detach)
+        self._witness = witness = self._open_witness()
+        known = catalogue()
+        program = assemble(known.rules(self._extra_calls), foreign_numbers=known.foreign_numbers())
+        self._callers = self._stack.enter_context(Callers(self._pid))
+        self._devices = self._stack.enter_context(DeviceWatch(self._pid, self._who))
+        self._raw = RawCalls(witness.without_exit if witness else (), witnessed=witness is not None)
+        self._allow_filter(steered)
+        listener = Listener(steered.install_filter(program))
+        self._recorder = Recorder(
+            listener,
+            self._ledger,
+            self._raw,
+            self._callers,
+            self._devices,
+            follow=witness.follow if witness else None,
+            on_failure=self._kill,
+            on_progress=self._on_progress,
+        )
+        self._stack.callback(self._recorder.stop)
+        self._recorder.start()
+
+    def _open_witness(self) -> CheckWitness | None:
+        try:
+            return self._stack.enter_context(CheckWitness(catalogue().calls.keys() | self._extra_calls))
+        except HostError as error:
+            self._losses["no_kernel_witness"] = 1
+            self._notes.append(f"the kernel's capability checks are not seen: {error.message}")
+            return None
+
+    def _allow_filter(self, steered: Steered) -> None:
+        """Without CAP_SYS_ADMIN a filter takes no_new_privs (seccomp_prepare_filter in kernel/seccomp.c), which takes
+        the effect of set-user-ID bits and file capabilities away."""
+        if "SYS_ADMIN" in sets_of(self._pid).effective:
+            return
+        if steered.syscall(NR_PRCTL, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
+            self._losses["no_new_privs"] = 1
+            self._notes.append("traced without SYS_ADMIN, so set-user-ID programs and file capabilities had no effect")
+
+    def _who(self, pid: int) -> Process:
+        before = self._callers.remembered(pid)
+        now = self._callers.of(pid)
+        return now if now.exe or before is None else before
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def steer(self) -> None:
+        """Bring the gate to the workload's first instruction. What happens before is answered but not recorded."""
+        assert self._steered is not None
+        caught = self._run.caught
+        if caught.credentials is not None:
+            self._steered.take(caught.credentials)
+        if self._witness is not None:
+            self._witness.arm(self._pid)
+            self._witness.start(self._feed)
+        self._steered.execute(caught.argv, caught.env)
+        self._recorder.record()
+        self._began = time.monotonic()
+
+    def _feed(self, events: Sequence[Event]) -> None:
+        self._ledger.feed(events)
+        self._raw.feed(events)
+        self._family.feed(events)
+
+    def live(self, timeout: float | None, stop_after: float | None) -> Outcome:
+        """Hold the workload until its last process has ended."""
+        assert self._steered is not None
+        limits = [seconds for seconds in (timeout, stop_after) if seconds is not None]
+        deadline = self._began + min(limits) if limits else None
+        if deadline is not None:
+            late = stop_after is None or (timeout is not None and timeout < stop_after)
+            alarm = threading.Thread(target=self._stop_at, args=(deadline, late), name="alarm", daemon=True)
+            self._stack.callback(alarm.join)
+            self._stack.callback(self._ended.set)
+            alarm.start()
+        self._steered.hold()
+        self._raise_failure()
+        outcome = self._run.wait(deadline)
+        if outcome.timed_out and stop_after is None:
+            self._timed_out.set()
+        if not self._recorder.wait(LINGER_SECONDS if deadline is None else max(LINGER_SECONDS, _left(deadline))):
+            self._losses["outlived"] = 1
+            self._notes.append("processes of the workload outlived it and were not watched to their end")
+        self._ended.set()
+        self._seconds = time.monotonic() - self._began
+        self._raise_failure()
+        return outcome
+
+    def _stop_at(self, deadline: float, late: bool) -> None:
+        if not self._ended.wait(_left(deadline)):
+            if late:
+                self._timed_out.set()
+            self._run.stop()
+
+    def _raise_failure(self) -> None:
+        if self._recorder.failure is not None:
+            raise self._recorder.failure
+
+    # -- what it showed ----------------------------------------------------------------------------------------------
+
+    def trace(self, outcome: Outcome) -> Trace:
+        """Take everything down and tell what was seen. Raises what the witness's thread failed with."""
+        self._recorder.stop()
+        self._raise_failure()
+        if self._witness is not None:
+            self._witness.stop()
+            for name, count in self._witness.losses().items():
+                self._losses[name] = count
+        observations, processes = self._ledger.finish()
+        devices = self._devices.finish(self._complete)
+        self._losses.update(self._devices.losses())
+        if self._timed_out.is_set():
+            self._losses["timeout"] = 1
+        return Trace(
+            observations,
+            devices,
+            self._raw.finish(),
+            {name: count for name, count in self._losses.items() if count},
+            outcome.exit_code,
+            self._seconds,
+            processes,
+            (*self._notes, *self._recorder.notes),
+        )
+
+    def _complete(self, process: Process) -> Process | None:
+        """Who used a device: None for a process that is not the workload's (a node may be shared with the host)."""
+        if self._witness is not None and not self._losses and process.pid not in self._family.pids:
+            return None
+        if process.exe:
+            return process
+        return Process(process.pid, self._family.programs.get(process.pid, ""))
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

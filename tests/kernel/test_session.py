@@ -1,0 +1,236 @@
+"""Whole traced runs of real programs, started at the gate in a mount namespace of their own, without any engine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from profiler.errors import HostError
+from profiler.harness.interface import Caught, Credentials
+from profiler.kernel import gate
+from profiler.kernel.steer import ExecutionError
+from profiler.model import Observation, Outcome, Trace
+from profiler.tracer import recorder, session
+from profiler.tracer.session import trace
+
+pytestmark = pytest.mark.kernel
+
+
+class PlainRun:
+    """A TracedRun without an engine: a child process at the gate, in a mount namespace of its own."""
+
+    def __init__(self, directory: Path, argv: tuple[str, ...], credentials: Credentials | None = None) -> None:
+        program = directory / "gate"
+        program.write_bytes(gate.gate_elf())
+        program.chmod(0o755)
+        unshare = shutil.which("unshare")
+        assert unshare is not None
+        self.process = subprocess.Popen(
+            [unshare, "--mount", "--propagation", "private", str(program)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        end = time.monotonic() + 10
+        while not gate.is_at_gate(self.process.pid):
+            assert self.process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        self.caught = Caught(self.process.pid, argv, (f"PATH={os.environ['PATH']}", "LC_ALL=C"), credentials)
+        self.stopped = 0
+        self.closed = 0
+        self.output = b""
+
+    def wait(self, deadline: float | None = None) -> Outcome:
+        timed_out = False
+        try:
+            self.process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            self.stop()
+            self.process.wait()
+        return Outcome(self.process.returncode, 0.0, timed_out)
+
+    def stop(self) -> None:
+        self.stopped += 1
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def close(self) -> None:
+        self.closed += 1
+        self.process.wait()
+        assert self.process.stdout is not None
+        if not self.process.stdout.closed:
+            self.output = self.process.stdout.read()
+            self.process.stdout.close()
+
+
+def run_and_trace(directory: Path, *argv: str, **options: object) -> tuple[Trace, PlainRun]:
+    run = PlainRun(directory, argv)
+    return trace(run, **options), run  # type: ignore[arg-type]
+
+
+def calls(found: Trace, name: str) -> list[Observation]:
+    return [observation for observation in found.observations if observation.call == name]
+
+
+def test_calls_their_results_and_checks_are_joined(tmp_path: Path) -> None:
+    script = "mount -t tmpfs -o size=64k none /mnt && chroot / true; chroot /no/such true; exit 3"
+    found, run = run_and_trace(tmp_path, "sh", "-c", script)
+    assert found.exit_code == 3
+    (first,) = calls(found, "mount")
+    assert first.result == 0
+    assert first.args[:3] == ('"none"', '"/mnt"', '"tmpfs"')
+    assert first.path == "/mnt"
+    assert first.process.argv[0] == "mount"
+    assert any(c.capability == "SYS_ADMIN" and c.granted for c in first.checks)
+    chroot, failed = calls(found, "chroot")
+    assert (chroot.path, chroot.result) == ("/", 0)
+    assert (failed.path, failed.result) == ("/no/such", -errno.ENOENT)
+    assert "SYS_CHROOT" in {c.capability for c in chroot.checks}
+    assert found.losses == {}
+    assert run.closed == 1
+    assert found.processes >= 3
+
+
+def test_steering_is_not_recorded(tmp_path: Path) -> None:
+    run = PlainRun(tmp_path, ("sh", "-c", "id -u; id -g"), Credentials(1000, 1001, (7,)))
+    found = trace(run)
+    assert run.output == b"1000\n1001\n"
+    assert not calls(found, "setuid")
+    assert not calls(found, "setgroups")
+    assert found.exit_code == 0
+
+
+def test_a_tracer_inside_the_workload_works(tmp_path: Path) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    found, run = run_and_trace(tmp_path, strace, "-f", "-e", "trace=chroot", "chroot", "/", "true")
+    assert found.exit_code == 0
+    assert b'chroot("/")' in run.output
+    assert calls(found, "chroot")[0].result == 0
+    assert any("traces other processes" in note for note in found.notes)
+
+
+def test_two_thousand_forks_are_quick(tmp_path: Path) -> None:
+    script = "i=0; while [ $i -lt 2000 ]; do (: >/dev/null); i=$((i+1)); done"
+    found, _ = run_and_trace(tmp_path, "sh", "-c", script)
+    assert found.exit_code == 0
+    assert found.processes == 2001
+    assert sum(o.count for o in calls(found, "openat") if o.args) == 2000
+    print(f"{found.seconds:.2f} s for 2000 forks")
+
+
+def test_a_child_that_outlives_the_main_process_is_seen(tmp_path: Path) -> None:
+    script = "(trap '' HUP; read x </proc/self/stat; chroot / true) & exit 0"
+    found, _ = run_and_trace(tmp_path, "sh", "-c", script)
+    assert found.exit_code == 0
+    assert calls(found, "chroot")
+    assert found.losses == {}
+
+
+def test_a_killed_workload_ends_the_trace(tmp_path: Path) -> None:
+    found, _ = run_and_trace(tmp_path, "sh", "-c", "kill -9 $$")
+    assert found.exit_code == -signal.SIGKILL
+    assert calls(found, "kill")
+
+
+def test_a_timeout_is_a_loss_and_a_stopped_service_is_none(tmp_path: Path) -> None:
+    late, run = run_and_trace(tmp_path, "sleep", "600", timeout=0.2)
+    assert late.losses == {"timeout": 1}
+    assert run.stopped
+    service, run = run_and_trace(tmp_path, "sleep", "600", timeout=60, stop_after=0.2)
+    assert service.losses == {}
+    assert run.stopped
+    assert service.exit_code == -signal.SIGKILL
+
+
+def test_a_missing_program_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    run = PlainRun(tmp_path, ("no-such-program",))
+    with pytest.raises(ExecutionError) as caught:
+        trace(run)
+    assert caught.value.shell_code == 127
+    assert run.process.returncode is not None
+    assert run.closed == 1
+    assert not [t for t in threading.enumerate() if t.name in ("listener", "alarm", "check-witness")]
+
+
+def test_a_failing_listener_ends_the_run_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("decoder")
+
+    monkeypatch.setattr(recorder, "decode", broken)
+    run = PlainRun(tmp_path, ("sh", "-c", "chroot / sleep 600"))
+    with pytest.raises(ZeroDivisionError):
+        trace(run)
+    assert run.process.returncode == -signal.SIGKILL
+    assert run.closed == 1
+
+
+def test_without_a_witness_the_calls_are_still_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise HostError("no tracefs", "mount it")
+
+    monkeypatch.setattr(session, "CheckWitness", missing)
+    found, _ = run_and_trace(tmp_path, "chroot", "/", "true")
+    assert calls(found, "chroot")[0].args == ('"/"',)
+    assert found.losses == {"no_kernel_witness": 1}
+
+
+def test_raw_calls_have_numbers_registers_and_results(tmp_path: Path) -> None:
+    script = "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()"
+    found, _ = run_and_trace(tmp_path, sys.executable, "-c", script, extra_calls=frozenset({"getppid", "close"}))
+    (raw,) = [call for call in found.raw_calls if call.name == "socket"]
+    assert raw.args[0] == 16
+    assert raw.args[1] & 0xF == 3
+    assert raw.result is not None
+    assert raw.result >= 0
+
+
+def test_extra_calls_are_notified_whatever_their_arguments(tmp_path: Path) -> None:
+    found, _ = run_and_trace(tmp_path, "sh", "-c", "cat /etc/hostname", extra_calls=frozenset({"openat"}))
+    assert "/etc/hostname" in {o.path for o in calls(found, "openat")}
+
+
+def test_devices_are_told_with_who_used_them_and_how(tmp_path: Path) -> None:
+    script = """mount -t tmpfs none /mnt && mknod /mnt/fuse c 10 229 && true </mnt/fuse
+                mknod /mnt/null c 1 3; true >/mnt/null; true <>/dev/fuse"""
+    if not Path("/dev/fuse").exists():
+        pytest.skip("needs /dev/fuse")
+    found, _ = run_and_trace(tmp_path, "sh", "-c", script)
+    uses = {(use.path, Path(use.process.exe).name, use.access, use.made) for use in found.devices}
+    shell = Path(shutil.which("sh") or "").resolve().name
+    assert uses == {
+        ("/dev/fuse", shell, "rw", False),
+        ("/mnt/fuse", "mknod", "m", True),
+        ("/mnt/fuse", shell, "r", True),
+    }
+    assert {(use.kind, use.major, use.minor) for use in found.devices} == {("c", 10, 229)}
+    assert found.losses == {}
+
+
+def test_threads_and_many_calls_are_counted(tmp_path: Path) -> None:
+    script = """
+import os, threading
+def work():
+    for _ in range(500):
+        os.kill(os.getpid(), 0)
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]
+"""
+    found, _ = run_and_trace(tmp_path, sys.executable, "-c", script)
+    assert sum(o.count for o in calls(found, "kill")) == 2000
+    assert sum(c.count for c in found.raw_calls if c.name == "kill") == 2000
