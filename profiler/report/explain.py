@@ -71,7 +71,8 @@ def _block(manifest: Manifest, row: Mapping[str, Any]) -> Iterator[str]:
     yield f"{label}: {row.get('status', 'unproven')}"
     yield f"  lets its holder   {_lets(privilege)}"
     yield f"  its danger        {reason(privilege)}"
-    yield f"  needed because    {row.get('reason', '')}"
+    if row.get("reason"):
+        yield f"  needed because    {row['reason']}"
     others = [" + ".join(labels) for labels in row.get("alternatives") or () if list(labels) != [label]]
     if others:
         yield f"  would do as well  {' | '.join(others)}"
@@ -110,7 +111,8 @@ def _piece(piece: Document) -> Iterator[str]:
         command = f": {words[:_ARGV_SHOWN]}{'…' if len(words) > _ARGV_SHOWN else ''}" if words else ""
         uid = process.get("uid", -1)
         user = f", uid {uid}" if isinstance(uid, int) and uid >= 0 else ""
-        yield f"      by      {process.get('exe')} (pid {process.get('pid')}{user}){command}"
+        program = process.get("exe") or "a program that was not seen"
+        yield f"      by      {program} (pid {process.get('pid')}{user}){command}"
         if process.get("chain"):
             yield f"      below   {' ← '.join(process['chain'])}"
     for check in piece.get("kernel_checks") or ():

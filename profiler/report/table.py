@@ -46,7 +46,8 @@ def render(report: Report, *, width: int = PLAIN_WIDTH, colour: bool = False) ->
         console.print(Text(f"\n{title}"), Text(line), sep="\n", soft_wrap=True)
     text = console.file
     assert isinstance(text, io.StringIO)
-    return text.getvalue()
+    # Columns are padded to their width; nobody wants the spaces at the end.
+    return "".join(f"{line.rstrip(' ')}\n" for line in text.getvalue().splitlines())
 
 
 def _head(console: Console, report: Report) -> None:
@@ -71,7 +72,8 @@ def _table(rows: list[JudgedRequirement]) -> Table:
         status = same[0].status
         pieces = [document_of(piece) for row in same for piece in row.requirement.evidence]
         best = max(pieces, key=tellingness, default=None)
-        more = f" (and {len(pieces) - 1} more)" if len(pieces) > 1 else ""
+        alike = sum(best is not None and tellingness(piece) == tellingness(best) for piece in pieces)
+        more = f" (and {alike - 1} more)" if alike > 1 else ""
         table.add_row(
             Text(printable(privilege.label)),
             Text(status.value, style=_STYLES[status]),
@@ -82,9 +84,14 @@ def _table(rows: list[JudgedRequirement]) -> Table:
 
 
 def _seconds(runs: tuple[Rerun, ...]) -> str:
-    if len(runs) > _RUNS_SHOWN:
-        return f"{sum(run.outcome.seconds for run in runs):.1f} s in all"
-    return ", ".join(f"{run.outcome.seconds:.1f} s" for run in runs)
+    taken = [run.outcome.seconds for run in runs]
+    if len(taken) > _RUNS_SHOWN:
+        return f"{_duration(sum(taken))} in all"
+    return ", ".join(map(_duration, taken))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds:.2f} s"
 
 
 def _verification(report: Report) -> Iterator[tuple[str, str]]:

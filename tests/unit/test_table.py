@@ -138,6 +138,18 @@ def test_the_best_evidence_is_chosen():
     assert "/bin/other" not in text
 
 
+def test_evidence_of_the_same_kind_is_counted():
+    rows = report().requirements
+    again = type(rows[0])(rows[0].privilege, rows[0].requirement, rows[0].status)
+    text = render(report(requirements=(rows[0], again)))
+    assert len([line for line in text.splitlines() if line.startswith("SYS_ADMIN")]) == 1
+    assert "(and 1 more)" in " ".join(text.split())
+
+
+def test_no_line_ends_in_spaces():
+    assert not any(line.endswith(" ") for line in render(report(EVERYTHING)).splitlines())
+
+
 def test_what_nobody_could_grant_is_named():
     facts = type(FACTS)("6.1", "docker", "20", (), (), frozenset(), ("SYS_RESOURCE", "BPF"))
     assert "not granted in any run, nobody here can: SYS_RESOURCE, BPF" in render(report(facts=facts))
