@@ -125,9 +125,12 @@ def engine_bounding() -> frozenset[str]:
     A first guess only (the engine may have another program name): the container that is started decides.
     """
     sets: list[frozenset[str]] = []
+    own = Path("/proc/self/ns/pid").readlink()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "comm").read_text(encoding="utf-8", errors="replace").strip() in _ENGINE_PROGRAMS:
+            comm = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+            # An engine inside a container (Docker-in-Docker) is in another pid namespace, and not the one that we use.
+            if comm in _ENGINE_PROGRAMS and (process / "ns/pid").readlink() == own:
                 sets.append(sets_of(int(process.name)).bounding)
         except OSError:
             continue
