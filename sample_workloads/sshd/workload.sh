@@ -3,8 +3,8 @@
 set -eu
 mkdir -p /run/sshd
 /usr/sbin/sshd -o PidFile=/run/sshd.pid -E /tmp/sshd.log
-until test -s /run/sshd.pid; do busybox usleep 10000; done
-answer=$(ssh -n -i /root/key -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+for _ in $(seq 300); do test -s /run/sshd.pid && break; busybox usleep 10000; done
+answer=$(timeout 8 ssh -n -i /root/key -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
     alice@127.0.0.1 'id -un') || { cat /tmp/sshd.log >&2; exit 1; }
 echo "logged in as $answer"
 kill "$(cat /run/sshd.pid)"
