@@ -234,6 +234,15 @@ class Requirement:
 
 
 @dataclass(frozen=True)
+class JudgedRequirement:
+    """A requirement, the privilege that answers it, and what the reruns say of it."""
+
+    privilege: Privilege
+    requirement: Requirement
+    status: Status
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One run of the workload: how it ended. `output` holds the last 64 KiB of stdout and stderr where captured."""
 

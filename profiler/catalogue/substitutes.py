@@ -26,8 +26,12 @@ def _row(asked: str, functions: str, instead: str, source: str) -> Substitute:
 SUBSTITUTES: tuple[Substitute, ...] = (
     _row("DAC_READ_SEARCH", "generic_permission", "DAC_OVERRIDE", "fs/namei.c, generic_permission"),
     _row("FOWNER", "may_setattr", "DAC_OVERRIDE", "fs/attr.c, may_setattr: times to now need write permission only"),
-    _row("NET_RAW", "do_ip_setsockopt do_ipv6_setsockopt sk_setsockopt __sock_cmsg_send", "NET_ADMIN",
-         "net/core/sock.c, sockopt_ns_capable after CAP_NET_RAW"),
+    _row(
+        "NET_RAW",
+        "do_ip_setsockopt do_ipv6_setsockopt sk_setsockopt __sock_cmsg_send",
+        "NET_ADMIN",
+        "net/core/sock.c, sockopt_ns_capable after CAP_NET_RAW",
+    ),
     _row("SYS_ADMIN", "ioprio_check_cap", "SYS_NICE", "block/ioprio.c, ioprio_check_cap"),
     _row("SYS_RESOURCE", "copy_process alloc_pipe_info", "SYS_ADMIN", "kernel/fork.c, copy_process; fs/pipe.c"),
     _row("PERFMON", "", "SYS_ADMIN", "include/linux/capability.h, perfmon_capable"),

@@ -64,8 +64,11 @@ class Sandbox(Protocol):
     def broad(self) -> Recipe:
         """Every privilege that can be granted here: the stand-in for `--privileged` in the traced run."""
 
-    def start(self, recipe: Recipe) -> TracedRun:
-        """Start the workload with `recipe`, held at its gate, on our own stdin, stdout and stderr."""
+    def start(self, recipe: Recipe, *, quiet: bool = False) -> TracedRun:
+        """Start the workload with `recipe`, held at its gate, on our own stdin, stdout and stderr.
+
+        `quiet`: a run that is watched once more; its input is replayed and its output is thrown away.
+        """
 
     def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
         """Run the user's own command untraced with exactly `recipe`, output captured, and wait for its end.
@@ -87,6 +90,9 @@ class Sandbox(Protocol):
 
     def docker_command(self, recipe: Recipe) -> tuple[str, ...]:
         """The whole command, ready to run, with exactly `recipe`; empty outside an engine."""
+
+    def cautions(self) -> tuple[str, ...]:
+        """One line each: what was replaced of the user's command, and what in it no recipe can make safe."""
 
     def filter_of(self, capabilities: frozenset[str]) -> bytes | None:
         """The seccomp filter (an array of `struct sock_filter`) that this engine installs for a container with these

@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from profiler.catalogue.safer import Advice
-from profiler.model import HostFacts, Privilege, Requirement, Status, Trace, Verdict
-
-
-@dataclass(frozen=True)
-class JudgedRequirement:
-    """A requirement, the privilege that answers it, and what the reruns say of it."""
-
-    privilege: Privilege
-    requirement: Requirement
-    status: Status
+from profiler.model import HostFacts, JudgedRequirement, Trace, Verdict
 
 
 @dataclass(frozen=True)
@@ -37,3 +28,6 @@ class Report:
     docker_command: tuple[str, ...]
     safer: tuple[Advice, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+__all__ = ["JudgedRequirement", "Report"]

@@ -42,9 +42,7 @@ class Need:
     evidence: Evidence
 
 
-def requirements(
-    trace: Trace, grantable: frozenset[str], pools: Pools, *, confined: bool
-) -> tuple[Requirement, ...]:
+def requirements(trace: Trace, grantable: frozenset[str], pools: Pools, *, confined: bool) -> tuple[Requirement, ...]:
     """What `trace` shows to be needed, the surest first.
 
     `grantable` are the capabilities that can be granted here: others are no alternative. `confined` tells that the

@@ -25,9 +25,7 @@ class Proof:
         return set(self.needed) == set(self.recipe)
 
 
-def prove(
-    bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], until: float | None = None
-) -> Proof:
+def prove(bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], until: float | None = None) -> Proof:
     """Remove each member of `recipe` (which passes), the most dangerous first, and drop what was not needed.
 
     All members are tried at once as far as the bench runs in parallel; where more than one turns out to be

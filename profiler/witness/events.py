@@ -294,9 +294,9 @@ class Classifier:
     A check is *borrowed* when its credential is not the task's own. The task's own credential cannot be read, so it
     is learned: memory accounting always asks with current's own (every exec and mmap does it), and so does every
     check whose stack shows neither overlayfs, nor an opener's (`file_ns_capable`), nor another task's credentials.
-    A check that overlayfs makes below its own functions is borrowed when its credential differs from the own one, or
-    was once seen to be a mounter's; an opener's check when it differs from the own one. Where the own credential is
-    not known, the check is not called borrowed: a rerun decides. After a call that takes other credentials (setuid)
+    A check that overlayfs makes below its own functions is borrowed unless its credential is known to be the own one:
+    a mounter's is always a copy (fs/overlayfs/super.c, `ovl_fill_super`), so the stack alone is almost certain. An
+    opener's check is borrowed when its credential differs from a known own one. After a call that takes other credentials (setuid)
     the own one is out of date until the next check: an opener's check is not called borrowed then, while overlayfs's
     still is, for there the stack alone is almost certain.
 
@@ -310,7 +310,6 @@ class Classifier:
         self.unanswered = 0
         self._own: dict[int, int] = {}
         self._stale: set[int] = set()  # tasks that may have taken other credentials since
-        self._mounters: set[int] = set()
         self._home: int | None = None
         self._asked: dict[int, _RawCheck] = {}  # by task: the check whose kretprobe has not fired yet
         self._kinds: dict[tuple[object, ...], CheckKind] = {}
@@ -370,9 +369,7 @@ class Classifier:
                 self._stale.add(event.pid)
         elif info.overlay:
             own = self._own.get(event.pid)
-            borrowed = event.cred in self._mounters if own is None else own != event.cred
-            if borrowed:
-                self._mounters.add(event.cred)
+            borrowed = own is None or own != event.cred
         elif info.opener and event.pid not in self._stale:
             borrowed = self._own.get(event.pid, event.cred) != event.cred
         foreign = self._home is not None and event.target_ns != self._home

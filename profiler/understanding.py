@@ -1,0 +1,52 @@
+"""What a trace means on this engine: its requirements, and the recipe that meets them up to some doubt."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from profiler.catalogue.dangers import weight
+from profiler.harness.interface import Sandbox
+from profiler.model import Capability, Doubt, Recipe, Requirement, SecurityOption, Syscalls, Trace
+from profiler.options import Seccomp
+from profiler.synthesizer.pools import pools_of
+from profiler.synthesizer.reduce import reduce
+from profiler.synthesizer.requirements import requirements, seccomp_requirements
+from profiler.witness.filter import EngineFilter, missing_calls
+from profiler.witness.nodes import present
+
+UNCONFINED = SecurityOption("seccomp=unconfined")
+
+
+class Understanding:
+    """The requirements of one trace. `requirements` grows by what the engine's own filter denies a recipe's run."""
+
+    def __init__(self, sandbox: Sandbox, grantable: frozenset[str], trace: Trace, seccomp: Seccomp) -> None:
+        self._sandbox = sandbox
+        self._trace = trace
+        self._seccomp = seccomp
+        confined = bool(sandbox.image()[0])
+        self.requirements: tuple[Requirement, ...] = requirements(
+            trace, grantable, pools_of(trace, present), confined=confined
+        )
+
+    def recipe(self, up_to: Doubt) -> Recipe:
+        """The least dangerous recipe that meets every requirement of at most this doubt, the filter's included.
+
+        An engine's filter opens calls with the capabilities that are granted, so what it denies is known only once the
+        capabilities are.
+        """
+        self._ask_filter(reduce(self.requirements, weight, up_to=up_to))
+        return reduce(self.requirements, weight, up_to=up_to)
+
+    def _ask_filter(self, recipe: Recipe) -> None:
+        program = self._sandbox.filter_of(frozenset(p.name for p in recipe if isinstance(p, Capability)))
+        if program is None or self._seccomp is Seccomp.DEFAULT:
+            return
+        rows = seccomp_requirements(missing_calls(EngineFilter(program), self._trace.raw_calls))
+        if self._seccomp is Seccomp.UNCONFINED:
+            rows = tuple(dataclasses.replace(row, alternatives=(frozenset({UNCONFINED}),)) for row in rows)
+        self.requirements = tuple(row for row in self.requirements if not _is_of_filter(row)) + rows
+
+
+def _is_of_filter(requirement: Requirement) -> bool:
+    return any(isinstance(p, Syscalls) or p == UNCONFINED for a in requirement.alternatives for p in a)

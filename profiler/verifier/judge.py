@@ -1,0 +1,74 @@
+"""What the reruns say of each requirement: required, optional, or not proved either way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from profiler.catalogue.dangers import weight
+from profiler.model import (
+    Doubt,
+    JudgedRequirement,
+    Observation,
+    Privilege,
+    RawCall,
+    Requirement,
+    Status,
+    Verdict,
+)
+from profiler.synthesizer.reduce import meets
+from profiler.verifier.prove import Proof
+
+
+def judged(rows: Iterable[Requirement], verdict: Verdict, proof: Proof) -> tuple[JudgedRequirement, ...]:
+    """One row a privilege of the recipe, then what was asked for and left out.
+
+    A member that no requirement names was found by reruns alone, and its row says so.
+    """
+    rows = [row for row in rows if row.doubt is not Doubt.NEGLIGIBLE]
+    met = [row for row in rows if meets(verdict.recipe, row)]
+    left_out = [row for row in rows if not meets(verdict.recipe, row)]
+    return (*_members(met, verdict, proof), *_optional(left_out))
+
+
+def _members(rows: Sequence[Requirement], verdict: Verdict, proof: Proof) -> Iterator[JudgedRequirement]:
+    answered: set[Privilege] = set()
+    for row in rows:
+        for member in next(alternative for alternative in row.alternatives if alternative <= verdict.recipe):
+            if member not in answered:
+                answered.add(member)
+                yield JudgedRequirement(member, row, _status(member, proof))
+    for member in sorted(verdict.recipe - answered, key=lambda p: (-weight(p), p.label)):
+        why = verdict.denials.get(member)
+        reason = "no witness saw what it is for; without it the workload fails" + (f": {why}" if why else "")
+        row = Requirement((frozenset({member}),), reason, Doubt.CERTAIN)
+        yield JudgedRequirement(member, row, _status(member, proof))
+
+
+def _optional(rows: Sequence[Requirement]) -> Iterator[JudgedRequirement]:
+    seen: set[Privilege] = set()
+    for row in rows:
+        lightest = min((p for a in row.alternatives for p in a), key=lambda p: (weight(p), p.label))
+        if lightest not in seen:
+            seen.add(lightest)
+            yield JudgedRequirement(lightest, row, Status.OPTIONAL)
+
+
+def _status(member: Privilege, proof: Proof) -> Status:
+    return Status.REQUIRED if member in proof.needed else Status.UNPROVEN
+
+
+def asked_for(requirement: Requirement) -> str:
+    """What a requirement was for: its first piece of evidence in a few words, then its reason."""
+    return "; ".join(part for part in (_first_piece(requirement), requirement.reason) if part)
+
+
+def _first_piece(requirement: Requirement) -> str:
+    if not requirement.evidence:
+        return ""
+    piece = requirement.evidence[0]
+    by = f" by {piece.process.exe}" if piece.process.exe else ""
+    if isinstance(piece, Observation):
+        return f"{piece.call or 'a kernel thread'}({', '.join(piece.args)[:80]}){by}"
+    if isinstance(piece, RawCall):
+        return f"{piece.name}{by}"
+    return f"{piece.path}{by}"
