@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Any
 
 import docker
@@ -22,6 +23,7 @@ from profiler.harness.docker_arguments import DockerRun
 from profiler.leftovers import LABEL, owner_tag
 
 _CLIENT_SECONDS = 60.0  # for client commands that only ask the engine something; creating may copy an image's volume
+_NOT_MODIFIED, _BAD_REQUEST, _CONFLICT = 304, 400, 409  # HTTP, as the engine's API uses them
 _INSTALL = "install Docker, or give the command itself to profile it without an engine"
 _UNANSWERED = "start it (systemctl start docker), or point DOCKER_HOST to a running one"
 
@@ -37,9 +39,16 @@ class Refused(HostError):
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
-    """Turn what the API's library raises into a HostError or Refused. NotFound passes: callers know what is missing."""
+def _talking(unix_socket: str | None) -> Iterator[None]:
+    """Turn what the API's library raises into a HostError or Refused. NotFound passes: callers know what is missing.
+
+    `unix_socket` is where the engine listens, if it does on one. It is tried beforehand, since the library leaves the
+    sockets open with which it fails to connect.
+    """
     try:
+        if unix_socket is not None:
+            with socket.socket(socket.AF_UNIX) as trial:
+                trial.connect(unix_socket)
         yield
     except NotFound:
         raise
@@ -60,19 +69,23 @@ class Engine:
         host = self._endpoint()
         if host.startswith(("ssh://", "npipe://")):
             raise HostError(f"the Docker engine is on another host ({host})", "run capprofile there, as root")
-        with _talking():
+        self._unix_socket = host.removeprefix("unix://") if host.startswith("unix://") else None
+        with self._talking():
             try:
                 # For TLS, docker.from_env reads DOCKER_TLS_VERIFY and DOCKER_CERT_PATH.
                 self.api = docker.from_env(environment={**os.environ, "DOCKER_HOST": host}).api
             except TLSParameterError as error:
                 raise HostError(f"the engine's certificates cannot be used: {_one_line(str(error))}") from error
         try:
-            with _talking():
+            with self._talking():
                 self.info: dict[str, Any] = self.api.info()
                 self.version: dict[str, Any] = self.api.version()
         except BaseException:
             self.close()
             raise
+
+    def _talking(self) -> AbstractContextManager[None]:
+        return _talking(self._unix_socket)
 
     def _endpoint(self) -> str:
         done = self.client("context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
@@ -165,7 +178,7 @@ class Engine:
 
     def start(self, container: str) -> None:
         """Start a container of ours in the background. Raises Refused."""
-        with _talking():
+        with self._talking():
             try:
                 self.api.start(container)
             except NotFound as error:  # also what the engine says of a command or a network that does not exist
@@ -173,7 +186,7 @@ class Engine:
 
     def inspect(self, container: str) -> dict[str, Any]:
         """What the engine knows of a container. HostError when it is gone."""
-        with _talking():
+        with self._talking():
             try:
                 found: dict[str, Any] = self.api.inspect_container(container)
             except NotFound as error:
@@ -182,17 +195,24 @@ class Engine:
         return found
 
     def image(self, name: str) -> dict[str, Any] | None:
-        """What the engine knows of a local image; None when it has none of that name."""
-        with _talking():
+        """What the engine knows of a local image; None when it has none of that name. UsageError when it is no name."""
+        with self._talking():
             try:
                 found: dict[str, Any] = self.api.inspect_image(name)
             except NotFound:
                 return None
+            except APIError as error:
+                if error.status_code != _BAD_REQUEST:
+                    raise
+                reason = _one_line(str(error.explanation)).removeprefix(f"no such image: {name}: ")
+                raise UsageError(
+                    f"{name} is no image's name: {reason}", "write it as name:tag, in lower case"
+                ) from error
         return found
 
     def exit_code(self, container: str) -> int:
         """The exit code of a container that has ended, as Docker gives it (137 after SIGKILL)."""
-        with _talking():
+        with self._talking():
             try:
                 return int(self.api.wait(container, timeout=_CLIENT_SECONDS)["StatusCode"])
             except NotFound as error:
@@ -213,14 +233,14 @@ class Engine:
     def answers(self) -> bool:
         """Whether the engine still answers."""
         try:
-            with _talking():
+            with self._talking():
                 return bool(self.api.ping())
         except HostError:
             return False
 
     def labelled(self) -> dict[str, str]:
         """Every container that carries our label, running or not: its id, and its owner's tag."""
-        with _talking():
+        with self._talking():
             found = self.api.containers(all=True, filters={"label": LABEL})
         return {container["Id"]: container["Labels"][LABEL] for container in found}
 
@@ -229,14 +249,14 @@ class Engine:
         self.api.close()
 
     def _quietly(self, action: Callable[[], None]) -> None:
-        with _talking():
+        with self._talking():
             try:
                 action()
             except NotFound:
                 return
             except APIError as error:
-                # 304 not modified, 409 conflict: it has ended, or is being removed already
-                if error.status_code not in (304, 409):
+                # It has ended, or is being removed already.
+                if error.status_code not in (_NOT_MODIFIED, _CONFLICT):
                     raise
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import select
+import signal
 import subprocess
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 from profiler.errors import HostError, ProfilerError
@@ -20,6 +22,9 @@ TAIL = 64 * 1024
 """Bytes of each output that an Outcome keeps: the last ones."""
 
 _CLIENT_SECONDS = 10.0  # for the client to hand over the last output and end, once its container has ended
+_WALL = 0x40000000  # linux/wait.h __WALL: children and tracees of every kind
+_REAP_SECONDS = 5.0
+_REAP_LOOK_SECONDS = 0.005
 _LOOK_SECONDS = 1.0  # between two looks whether an engine is still there, when its client has ended early
 
 
@@ -95,12 +100,37 @@ class HeldRun:
         if self._closed:
             return
         self._closed = True
+        self._end_init()
         with suppress(ProfilerError):  # what an engine that is gone keeps carries our label: clean_leftovers finds it
             self._engine.remove(self._container)
         _end(self._child)
         os.close(self._init)
         if self._client is not None:
             os.close(self._client)
+
+    def _end_init(self) -> None:
+        """Kill the container's first process, and take the tracee's end if a tracer of ours has not.
+
+        Whoever traces a process must wait for its end before its parent may (wait_task_zombie in kernel/exit.c): after
+        a tracer's failure the engine would wait for a container that never ends.
+        """
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        deadline = time.monotonic() + _REAP_SECONDS
+        while _is_our_tracee(self._caught.pid) and time.monotonic() < deadline:
+            with suppress(ChildProcessError):  # the tracer took it just now
+                os.waitpid(self._caught.pid, os.WNOHANG | _WALL)
+            select.select([], [], [], _REAP_LOOK_SECONDS)
+
+
+def _is_our_tracee(pid: int) -> bool:
+    """Whether a thread of this process traces `pid`: TracerPid of proc_pid_status(5) is the thread's id."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    tracer = status.partition("TracerPid:")[2].split()[0]
+    return tracer != "0" and Path(f"/proc/self/task/{tracer}").exists()
 
 
 def captured(engine: Engine, container: str, *, interactive: bool, stdin: IO[bytes], timeout: float | None) -> Outcome:

@@ -148,6 +148,8 @@ class DockerSandbox:
     def start(self, recipe: Recipe) -> HeldRun:
         """Start the user's container with `recipe`, held at its gate, on our stdio.
 
+        The gate is root: for another user `recipe` must hold SETUID and SETGID, with which the gate takes its ids.
+
         Raises UsageError for an unknown user or no command, Refused with the engine's words.
         """
         run, image, engine = self._run, self._image, self._engine
