@@ -16,6 +16,7 @@ Args = Sequence[int]
 Renderer = Callable[[int, "Tracee", Args], str]
 SHOWN = 64  # bytes of a string that is not a path
 AT_FDCWD = -100  # linux/fcntl.h
+_SIGNALS = {int(number): number.name for number in signal.Signals}
 
 
 class Tracee:
@@ -24,13 +25,17 @@ class Tracee:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._root: str | None = None
+        self._strings: dict[tuple[int, int], str | None] = {}
 
     def string(self, address: int, limit: int = 4096) -> str | None:
-        """The string at `address`; None where it cannot be read."""
-        try:
-            return memory.read_string(self.pid, address, limit)
-        except OSError:
-            return None
+        """The string at `address`; None where it cannot be read. Read once, however often it is asked for."""
+        key = (address, limit)
+        if key not in self._strings:
+            try:
+                self._strings[key] = memory.read_string(self.pid, address, limit)
+            except OSError:
+                self._strings[key] = None
+        return self._strings[key]
 
     def bytes(self, address: int, length: int) -> bytes:
         """Up to `length` bytes at `address`, as many as can be read."""
@@ -119,7 +124,7 @@ def size(value: int, _: Tracee, __: Args) -> str:
 
 def octal(value: int, _: Tracee, __: Args) -> str:
     """A mode."""
-    return f"0{value & 0o7777777:o}"
+    return f"0{value & 0xFFFFFFFF:o}" if value & 0xFFFFFFFF else "0"
 
 
 def pointer(value: int, _: Tracee, __: Args) -> str:
@@ -166,10 +171,7 @@ def fd(value: int, tracee: Tracee, _: Args) -> str:
 
 def signal_name(value: int, _: Tracee, __: Args) -> str:
     """A signal."""
-    try:
-        return signal.Signals(signed(value)).name
-    except ValueError:
-        return str(signed(value))
+    return _SIGNALS.get(value & 0xFFFFFFFF) or str(signed(value))
 
 
 def device(value: int, _: Tracee, __: Args) -> str:
