@@ -14,6 +14,7 @@ from profiler.errors import WorkloadError
 from profiler.harness.interface import Announce, Sandbox
 from profiler.model import Doubt, HostFacts, Observation, Recipe, Requirement, Rerun, Status, Trace, Verdict
 from profiler.options import Options, Prove
+from profiler.profiles import Profiles, opens_calls, place_of
 from profiler.report.interface import Report
 from profiler.synthesizer.denials import denied, refusals
 from profiler.tracer.session import trace as traced
@@ -39,15 +40,17 @@ def profile(sandbox: Sandbox, options: Options, announce: Announce) -> Report:
     Raises ProfilerError for whatever else the user or this host causes.
     """
     facts = dataclasses.replace(sandbox.facts(), witnesses=_witnesses())
-    case = _Case(sandbox, options, announce, facts, sandbox.broad())
-    if facts.not_granted:
-        announce(f"not granted here, so not profiled: {', '.join(facts.not_granted)}")
-    trace = case.watched()
-    understanding = Understanding(sandbox, facts.grantable, trace, options.seccomp)
-    if case.fails_anyway(trace):
-        lean = understanding.recipe(Doubt.LIKELY)
-        return case.report(trace, understanding.requirements, Verdict(lean, False, False, ()), Proof(lean, {}, ()))
-    return case.settled(trace, understanding)
+    with Profiles(sandbox.filter_of) as profiles:
+        sandbox.profile_of = profiles.path_of
+        case = _Case(sandbox, options, announce, facts, sandbox.broad(), profiles)
+        if facts.not_granted:
+            announce(f"not granted here, so not profiled: {', '.join(facts.not_granted)}")
+        trace = case.watched()
+        understanding = Understanding(sandbox, facts.grantable, trace, options.seccomp)
+        if case.fails_anyway(trace):
+            lean = understanding.recipe(Doubt.LIKELY)
+            return case.report(trace, understanding.requirements, Verdict(lean, False, False, ()), Proof(lean, {}, ()))
+        return case.settled(trace, understanding)
 
 
 def _witnesses() -> tuple[str, ...]:
@@ -64,6 +67,7 @@ class _Case:
     announce: Announce
     facts: HostFacts
     broad: Recipe
+    profiles: Profiles
 
     def watched(self) -> Trace:
         """The traced run under every privilege, or several of them merged."""
@@ -171,6 +175,10 @@ class _Case:
         requirements = judged(rows, verdict, proof)
         optional = {r.privilege: asked_for(r.requirement) for r in requirements if r.status is Status.OPTIONAL}
         image, image_id = self.sandbox.image()
+        if opens_calls(verdict.recipe):
+            place = place_of(self.options.output)
+            self.profiles.keep(verdict.recipe, place)
+            self.sandbox.profile_path = str(place)
         return Report(
             facts=self.facts,
             engine=self.sandbox.name,

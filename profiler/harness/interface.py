@@ -57,6 +57,8 @@ class Sandbox(Protocol):
     """Where a workload runs: Docker, or the embedded sandbox."""
 
     name: str  # "docker" or "native": the manifest's workload.engine
+    profile_of: Callable[[Recipe], str] | None  # the seccomp profile to use for a recipe that opens system calls
+    profile_path: str | None  # the one that the printed command names
 
     def facts(self) -> HostFacts:
         """What this host and engine can do."""

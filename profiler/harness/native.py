@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -49,6 +49,8 @@ class NativeSandbox:
             raise UsageError(f"unknown network: {network}", "use private or host")
         if not argv:
             raise UsageError("no command is given", "capprofile run -- COMMAND ARG…")
+        self.profile_of: Callable[[Recipe], str] | None = None  # there is no filter here, so there is none to open
+        self.profile_path: str | None = None
         self._argv = tuple(argv)
         self._cwd = cwd
         self._env = tuple(env.items())

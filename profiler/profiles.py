@@ -1,0 +1,77 @@
+"""Seccomp profiles for recipes with system calls: the engine's own filter plus these calls, as files docker can read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from profiler.errors import UsageError
+from profiler.leftovers import STATE, owner_tag
+from profiler.model import Capability, Recipe, Syscalls
+from profiler.witness.filter import profile_with
+
+
+class Profiles:
+    """Writes profiles while recipes are tried, and the one that stays. A context manager: leaving removes the tried.
+
+    `filter_of` gives the engine's own filter for a set of capabilities (`Sandbox.filter_of`).
+    """
+
+    def __init__(self, filter_of: Callable[[frozenset[str]], bytes | None]) -> None:
+        self._filter_of = filter_of
+        self._directory = STATE / f"{owner_tag()}-seccomp"
+        self._known: dict[tuple[frozenset[str], frozenset[str]], Path] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def path_of(self, recipe: Recipe) -> str:
+        """A profile for trying `recipe`, which has system calls to open."""
+        key = (_capabilities(recipe), _calls(recipe))
+        if key not in self._known:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self._directory / f"{len(self._known)}.json"
+            path.write_text(self._text(recipe), encoding="utf-8")
+            self._known[key] = path
+        return str(self._known[key])
+
+    def keep(self, recipe: Recipe, path: Path) -> None:
+        """Write the profile of the final recipe to `path`. Raises UsageError when that cannot be written."""
+        try:
+            path.write_text(self._text(recipe), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"the seccomp profile cannot be written to {path}: {error.strerror}", "name a writable place with -o"
+            ) from error
+
+    def _text(self, recipe: Recipe) -> str:
+        program = self._filter_of(_capabilities(recipe))
+        assert program is not None, "a recipe has calls only where the engine installs a filter"
+        return json.dumps(profile_with(program, _calls(recipe)), indent=2) + "\n"
+
+
+def _capabilities(recipe: Recipe) -> frozenset[str]:
+    return frozenset(privilege.name for privilege in recipe if isinstance(privilege, Capability))
+
+
+def _calls(recipe: Recipe) -> frozenset[str]:
+    return frozenset(name for privilege in recipe if isinstance(privilege, Syscalls) for name in privilege.names)
+
+
+def opens_calls(recipe: Recipe) -> bool:
+    """Whether `recipe` needs a profile of its own."""
+    return bool(_calls(recipe))
+
+
+def place_of(output: Path | None) -> Path:
+    """Where the final profile goes: beside the manifest, or into the working directory where there is none."""
+    return output.with_suffix(".seccomp.json") if output is not None else Path("capprofile.seccomp.json")
