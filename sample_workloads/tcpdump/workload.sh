@@ -1,6 +1,7 @@
 #!/bin/sh
 # Captures one packet on the loopback interface. tcpdump gives up root once it has its packet socket.
 set -eu
+: > /tmp/words
 timeout 10 tcpdump --immediate-mode -i lo -c 1 -n -l udp port 4242 > /tmp/packets 2> /tmp/words &
 tcpdump=$!
 until grep -q 'listening on' /tmp/words; do
