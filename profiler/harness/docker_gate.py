@@ -24,7 +24,7 @@ GATE = "/.capprofile-gate"  # as the container sees it
 STATE_PLACES = (STATE, Path("/var/lib/capprofile"))
 """Where state directories may be. /run is mounted noexec on some hosts, and a bind mount keeps that."""
 
-_START_SECONDS = 30.0
+_START_SECONDS = 20.0
 _LOOK_SECONDS = 0.005  # between two looks: the engine tells nobody when runc has executed the entrypoint
 
 
@@ -101,7 +101,12 @@ def await_gate(engine: Engine, container: str, child: subprocess.Popen[bytes] | 
             code = state.get("ExitCode")
             raise Refused(" ".join(str(state.get("Error") or f"the container ended at once with {code}").split()))
         select.select([], [], [], _LOOK_SECONDS)
-    raise HostError(
+    raise elsewhere()
+
+
+def elsewhere() -> HostError:
+    """The error for an engine that does not share this host's processes and files."""
+    return HostError(
         "the engine runs containers, but not as processes of this host (a remote engine, or Docker Desktop)",
         "run capprofile where the engine itself runs, as root and outside any container",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from profiler.errors import HostError
 from profiler.harness.docker_engine import Engine, Refused
 from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of
-from profiler.harness.docker_gate import await_gate, throwaway
+from profiler.harness.docker_gate import await_gate, elsewhere, throwaway
 from profiler.kernel.capabilities import CAPABILITIES, sets_of
 from profiler.model import Capability, Device, DeviceClass, Privilege, Recipe, SecurityOption
 
@@ -27,6 +27,7 @@ _EVERY_CONTAINERS = frozenset({"null", "zero", "full", "random", "urandom", "tty
 _OWN_MOUNTS = frozenset({"pts", "shm", "mqueue", "fd"})
 _CAPABILITY = re.compile(r"CAP_([A-Z_]+)")
 _DEVICE = re.compile(r"device \"?(/dev/[^\"\s]+)\"?")
+_NO_GATE = "bind source path does not exist"
 _ENGINE_PROGRAMS = frozenset({"dockerd", "containerd"})
 
 
@@ -53,7 +54,12 @@ def find_grants(engine: Engine, words: Sequence[str]) -> Grants:
 
     Raises HostError when not even a container without any privilege starts, or when its processes are not on this host.
     """
-    known = _known(engine, words)
+    try:
+        known = _known(engine, words)
+    except Refused as refused:
+        if _NO_GATE in refused.reason:  # the engine does not even see the gate's file
+            raise elsewhere() from refused
+        raise
     bounding = engine_bounding()
     guess = known & bounding if bounding else known
     return _startable(engine, words, Grants(guess, frozenset(host_devices()), _options(engine, words), True))

@@ -24,6 +24,7 @@ TAIL = 64 * 1024
 _CLIENT_SECONDS = 10.0  # for the client to hand over the last output and end, once its container has ended
 _WALL = 0x40000000  # linux/wait.h __WALL: children and tracees of every kind
 _REAP_SECONDS = 5.0
+_KILL_MILLISECONDS = 100
 _REAP_LOOK_SECONDS = 0.005
 _LOOK_SECONDS = 1.0  # between two looks whether an engine is still there, when its client has ended early
 
@@ -158,8 +159,8 @@ def captured(engine: Engine, container: str, *, interactive: bool, stdin: IO[byt
         poller.register(client, select.POLLIN)
         timed_out = not poller.poll(_milliseconds(timeout))
         if timed_out:
-            engine.kill(container)
-        code = _code(engine, container)
+            _kill(engine, container, poller)
+        code = _code(engine, container, timed_out)
     except BaseException:  # nobody waits for the client of a container that is about to be removed
         child.kill()
         raise
@@ -170,10 +171,24 @@ def captured(engine: Engine, container: str, *, interactive: bool, stdin: IO[byt
     return Outcome(code, time.monotonic() - started, timed_out, stdout, stderr)
 
 
-def _code(engine: Engine, container: str) -> int:
+def _kill(engine: Engine, container: str, client_ended: select.poll) -> None:
+    """Kill until the client has ended: a container that is only just starting cannot be killed yet."""
+    deadline = time.monotonic() + _CLIENT_SECONDS
+    engine.kill(container)
+    while not client_ended.poll(_KILL_MILLISECONDS):
+        if time.monotonic() > deadline:
+            raise HostError(
+                f"the container {container[:12]} does not end on SIGKILL", "one of its processes hangs in the kernel"
+            )
+        engine.kill(container)
+
+
+def _code(engine: Engine, container: str, timed_out: bool) -> int:
     state = engine.inspect(container)["State"]
     if state["Status"] != "created":
         return engine.exit_code(container)
+    if timed_out:
+        return 128 + signal.SIGKILL
     # It did not start. 126 and 127 are the engine's own findings of the command; a node may go away between two runs.
     if state["ExitCode"] in (126, 127):
         return int(state["ExitCode"])

@@ -38,7 +38,7 @@ from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.filters import filters_of
 from profiler.leftovers import is_leftover
-from profiler.model import Capability, HostFacts, Outcome, Recipe, Syscalls
+from profiler.model import Capability, Device, HostFacts, Outcome, Recipe, Syscalls
 
 _grants: dict[tuple[str, ...], Grants] = {}  # by engine and what changes the answer: trying costs a start or more
 _THROWAWAY_FLAGS = frozenset({"runtime", "platform", "userns"})  # the user's flags that change what is granted
@@ -145,8 +145,10 @@ class DockerSandbox:
         """Every privilege that this engine was seen to grant: the stand-in for `--privileged`."""
         return self._granted.recipe()
 
-    def start(self, recipe: Recipe) -> HeldRun:
+    def start(self, recipe: Recipe, *, quiet: bool = False) -> HeldRun:
         """Start the user's container with `recipe`, held at its gate, on our stdio.
+
+        `quiet`: a run that is watched once more; it reads what a rerun reads and its output is thrown away.
 
         The gate is root: for another user `recipe` must hold SETUID and SETGID, with which the gate takes its ids.
 
@@ -157,17 +159,20 @@ class DockerSandbox:
         user = user_of(image, run)
         # A gate as another user could not be given a filter without no_new_privs, which would break sudo.
         own_user: tuple[str, ...] = () if is_root(user) else ("--user", "0:0")
-        hidden = {"entrypoint"} | (set() if is_root(user) else {"user"}) | self._terminal_flags()
-        words = self._create_words(run.without(hidden), recipe, (*own_user, *gate_flags(self._gate)), command=False)
+        terminal = frozenset({"tty"}) if quiet else self._terminal_flags()
+        hidden = {"entrypoint"} | (set() if is_root(user) else {"user"}) | terminal
+        # Nodes come and go (a partition, a plugged device): one that has gone must not keep the run from starting.
+        present = frozenset(p for p in recipe if not isinstance(p, Device) or Path(p.path).exists())
+        words = self._create_words(run.without(hidden), present, (*own_user, *gate_flags(self._gate)), command=False)
         container = engine.create(words)
         try:
-            with self._fed() as fed:
+            with self._replayed() if quiet else self._fed() as fed:
                 child = engine.attach(
                     container,
                     interactive=run.is_set("interactive"),
                     stdin=fed,
-                    stdout=self._stdout,
-                    stderr=self._stderr,
+                    stdout=subprocess.DEVNULL if quiet else self._stdout,
+                    stderr=subprocess.DEVNULL if quiet else self._stderr,
                     options=_client_options(run),
                 )
             try:
@@ -215,6 +220,10 @@ class DockerSandbox:
     def docker_command(self, recipe: Recipe) -> tuple[str, ...]:
         """The user's whole command line with exactly `recipe` in place of `--privileged` and its parts."""
         return self._run.where(lambda flag: not cautions.is_replaced(flag)).rendered(self.docker_args(recipe))
+
+    def cautions(self) -> tuple[str, ...]:
+        """What was replaced of the user's command, and what in it no recipe can make safe."""
+        return (*self.notes, *self.warnings)
 
     def filter_of(self, capabilities: frozenset[str]) -> bytes | None:
         """The seccomp filter (an array of `struct sock_filter`) that this engine installs for these capabilities.

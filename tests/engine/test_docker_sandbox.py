@@ -12,12 +12,14 @@ import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from profiler.errors import HostError, UsageError
+from profiler.harness import docker_gate, docker_sandbox
 from profiler.harness.docker_engine import Refused
 from profiler.harness.docker_sandbox import DockerSandbox, clean_leftovers
 from profiler.kernel.steer import Steered
@@ -185,6 +187,19 @@ def test_rerun_that_lasts_too_long_is_killed(sandbox):
     assert outcome.seconds < 20
 
 
+def test_rerun_may_be_killed_while_it_starts(sandbox):
+    outcome = sandbox(IMAGE, "sleep", "600").rerun(NOTHING, timeout=0.001)
+    assert (outcome.timed_out, outcome.exit_code) == (True, 137)
+
+
+def test_reruns_go_on_at_a_time(sandbox):
+    box = sandbox(IMAGE, "sh", "-c", "echo $HOSTNAME")
+    assert box.parallel()
+    with ThreadPoolExecutor(3) as executor:
+        outcomes = executor.map(lambda slot: box.rerun(NOTHING, timeout=60, slot=slot), range(3))
+    assert len({outcome.stdout for outcome in outcomes}) == 3
+
+
 def test_every_run_reads_the_same_input_and_has_fresh_volumes(sandbox, tmp_path):
     reader, writer = os.pipe()
     os.write(writer, b"hello\n")
@@ -286,6 +301,11 @@ def test_workload_out_of_the_gate_is_as_docker_starts_it(sandbox, tmp_path, flag
         assert outcome_of_held(box, recipe).exit_code == 0
     plain = docker("run", "--rm", *box.docker_args(recipe), *words).stdout
     assert set((tmp_path / "out").read_bytes().split()) == set(plain.split())
+
+
+def test_node_that_has_gone_does_not_keep_the_broad_run_from_starting(sandbox):
+    recipe = frozenset({Device("/dev/no-such-node"), Device("/dev/null")})
+    assert outcome_of_held(sandbox(IMAGE, "id", stdout=subprocess.DEVNULL), recipe).exit_code == 0
 
 
 def test_no_new_privileges_is_kept(sandbox, tmp_path):
@@ -416,6 +436,24 @@ def test_ordinary_user_is_told_to_be_root(monkeypatch):
     with pytest.raises(HostError, match="root"):
         box.facts()
     box.close()
+
+
+def test_engine_on_another_host_is_told_from_this_one(image, monkeypatch, tmp_path):
+    # As seen from here, an engine elsewhere has no such file, or no such process.
+    box = DockerSandbox(("docker", "run", IMAGE, "id"))
+    monkeypatch.setattr(docker_sandbox, "write_gate", lambda _: tmp_path / "nowhere")
+    monkeypatch.setattr(docker_sandbox, "_grants", {})
+    with pytest.raises(HostError, match="not as processes of this host"):
+        box.facts()
+    box.close()
+    box = DockerSandbox(("docker", "run", IMAGE, "id"))
+    monkeypatch.undo()
+    monkeypatch.setattr(docker_gate, "is_at_gate", lambda _: False)
+    monkeypatch.setattr(docker_gate, "_START_SECONDS", 0.5)
+    with pytest.raises(HostError, match="not as processes of this host"):
+        box.start(NOTHING)
+    box.close()
+    assert containers() == []
 
 
 @contextmanager
