@@ -357,7 +357,7 @@ def test_stop_from_another_thread_ends_the_wait(sandbox):
 def test_container_removed_by_another_is_said_so(sandbox):
     run = sandbox(IMAGE, "sleep", "600").start(NOTHING)
     become(run, hold=False)
-    docker("rm", "--force", *containers())
+    docker("rm", "--force", "--volumes", *containers())
     with pytest.raises(HostError, match="removed"):
         run.wait(time.monotonic() + 20)
 
@@ -517,7 +517,7 @@ def test_engine_that_goes_away_in_the_middle_leaves_nobody_waiting(image, tmp_pa
             run.wait(time.monotonic() + 30)
         run.stop()
         box.close()
-    docker("rm", "--force", *containers())
+    docker("rm", "--force", "--volumes", *containers())
 
 
 def test_what_a_killed_run_left_is_cleaned_up(image):
