@@ -72,7 +72,9 @@ def data_file(name: str) -> Path:
     for folder in (_PACKAGE.parent / "seccomp", _PACKAGE / "data" / "seccomp"):
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{name} is neither in {_PACKAGE.parent / 'seccomp'} nor in {_PACKAGE / 'data' / 'seccomp'}")
+    raise FileNotFoundError(
+        f"{name} is neither in {_PACKAGE.parent / 'seccomp'} nor in {_PACKAGE / 'data' / 'seccomp'}"
+    )
 
 
 @functools.cache
@@ -140,7 +142,9 @@ def _choices(name: str, comparison: Mapping[str, Any], constants: Mapping[str, i
     values = [_number(name, value, constants) for value in (given if op == "in" else [given])]
     for value in values:
         if value & ~mask:
-            raise CatalogueInvalid(f"{name}: {value:#x} has bits outside the mask {mask:#x}, so it never compares equal")
+            raise CatalogueInvalid(
+                f"{name}: {value:#x} has bits outside the mask {mask:#x}, so it never compares equal"
+            )
     try:
         return [Compare(comparison["arg"], "ne" if op == "ne" else "eq", value, mask) for value in values]
     except ValueError as error:

@@ -32,6 +32,7 @@ from profiler.model import DeviceUse, Process
 USES: Final = FAN_OPEN | FAN_CLOSE_WRITE | FAN_CLOSE_NOWRITE
 PATIENCE_SECONDS: Final = 5.0  # for a node or mount to appear after its call was let go on
 _UNKNOWN_KEPT = 4096  # events of files that may turn out to be a node that is being made
+_USES_KEPT = 4096
 _ORDER = "rwm"
 
 
@@ -79,7 +80,7 @@ class DeviceWatch:
         self._making: list[_Making] = []
         self._mounting: list[_Mounting] = []
         self._unknown: list[Event] = []
-        self._uses: dict[tuple[_Node, int], tuple[Process, str, int]] = {}
+        self._uses: dict[tuple[_Node, int | str], tuple[Process, str, int]] = {}
         self._unwatched: set[str] = set()
         self._overflows = 0
         self._group: Group | None = None
@@ -163,7 +164,8 @@ class DeviceWatch:
             self._unknown.append(event)
 
     def _use(self, node: _Node, process: Process, access: str) -> None:
-        key = (node, process.pid)
+        # an entry a process, so that another's can be told apart at the end; one a program when they are many
+        key = (node, process.pid if len(self._uses) < _USES_KEPT else process.exe)
         known = self._uses.get(key)
         if known is None:
             self._uses[key] = (process, access, 1)

@@ -10,21 +10,20 @@ import threading
 from collections.abc import Container, Sequence
 from typing import Final
 
-from profiler.kernel.notify import Notification
 from profiler.model import Process, RawCall
 from profiler.witness.events import Event, Exit, TaskExit
 
 DISTINCT: Final = 64  # different arguments kept of one call
 _PENDING: Final = 4096  # calls of one thread whose result the witness still owes
 _RESTARTS = frozenset({-512, -513, -514, -516})  # linux/errno.h: the call begins again, and is notified again
-_Registers = tuple[int, int, int, int, int, int]
-_NONE: Final[_Registers] = (0, 0, 0, 0, 0, 0)
+Registers = tuple[int, int, int, int, int, int]
+_NONE: Final[Registers] = (0, 0, 0, 0, 0, 0)
 
 
 class _Entry:
     __slots__ = ("args", "count", "name", "number", "process", "result")
 
-    def __init__(self, name: str, number: int, args: _Registers, process: Process) -> None:
+    def __init__(self, name: str, number: int, args: Registers, process: Process) -> None:
         self.name = name
         self.number = number
         self.args = args
@@ -40,28 +39,27 @@ class RawCalls:
         self._lock = threading.Lock()
         self._without_result = without_result
         self._witnessed = witnessed
-        self._entries: dict[tuple[str, int, _Registers], _Entry] = {}
+        self._entries: dict[tuple[str, int, Registers], _Entry] = {}
         self._distinct: dict[str, int] = {}
         self._pending: dict[int, list[tuple[int, _Entry]]] = {}
         self.total = 0
 
-    def call(self, notification: Notification, name: str, time_ns: int, process: Process) -> None:
-        """A notified call, before it is let go on; `time_ns` on the monotonic clock."""
-        args = notification.args
+    def call(self, pid: int, name: str, number: int, args: Registers, *, time_ns: int, process: Process) -> None:
+        """A notified call of thread `pid`, before it is let go on; `time_ns` on the monotonic clock."""
         # addresses of a 64-bit program lie above 4 GiB, except those of one that is not position-independent
         if max(args) > 0xFFFFFFFF:
             args = tuple(0 if 0xFFFFFFFF < value < 1 << 63 else value for value in args)  # type: ignore[assignment]
         with self._lock:
             self.total += 1
-            entry = self._entry(name, notification.number, args, process)
+            entry = self._entry(name, number, args, process)
             entry.count += 1
             if self._witnessed and name not in self._without_result:
-                queue = self._pending.setdefault(notification.pid, [])
+                queue = self._pending.setdefault(pid, [])
                 queue.append((time_ns, entry))
                 if len(queue) > _PENDING:
                     del queue[0]
 
-    def _entry(self, name: str, number: int, args: _Registers, process: Process) -> _Entry:
+    def _entry(self, name: str, number: int, args: Registers, process: Process) -> _Entry:
         entry = self._entries.get((name, number, args))
         if entry is None:
             distinct = self._distinct.get(name, 0)

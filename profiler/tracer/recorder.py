@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from profiler.catalogue.calls import number_of
 from profiler.errors import ProfilerError
-from profiler.kernel.bpf import AUDIT_ARCH_I386, X32_SYSCALL_BIT
+from profiler.kernel.bpf import AUDIT_ARCH_I386
 from profiler.kernel.notify import Listener, Notification
 from profiler.model import Process
 from profiler.tracer.calls import DecodedCall, decode
@@ -172,10 +173,13 @@ class Recorder:
             aside = self._aside.get(call.name)
             if aside is not None:
                 aside(notification, call, process)
-            if notification.arch == AUDIT_ARCH_I386 or notification.number & X32_SYSCALL_BIT:
+            number: int | None = notification.number
+            if notification.arch == AUDIT_ARCH_I386:
                 self._note(f"{process.exe} makes 32-bit system calls: most of their arguments are not decoded")
+                number = number_of(call.name)  # an engine's filter is asked by x86-64 numbers
             self._ledger.call(pid, now, call.name, call.args, call.path, process)
-            self._raw.call(notification, call.name, now, process)
+            if number is not None:
+                self._raw.call(pid, call.name, number, notification.args, time_ns=now, process=process)
         self._listener.go_on(notification.id)
         self._callers.after(pid, call.name)
 

@@ -108,6 +108,7 @@ class _Session:
         self._losses: dict[str, int] = {}
         self._notes: list[str] = []
         self._family = _Family(self._pid)
+        self._knows_family = False
         self._ledger = Ledger(self._pid)
         self._timed_out = threading.Event()
         self._ended = threading.Event()
@@ -257,8 +258,9 @@ class _Session:
         self._raise_failure()
         if self._witness is not None:
             self._witness.stop()
-            for name, count in self._witness.losses().items():
-                self._losses[name] = count
+            lost = self._witness.losses()
+            self._losses.update(lost)
+            self._knows_family = not lost
         observations, processes = self._ledger.finish()
         devices = self._devices.finish(self._complete)
         self._losses.update(self._devices.losses())
@@ -277,7 +279,7 @@ class _Session:
 
     def _complete(self, process: Process) -> Process | None:
         """Who used a device: None for a process that is not the workload's (a node may be shared with the host)."""
-        if self._witness is not None and not self._losses and process.pid not in self._family.pids:
+        if self._knows_family and process.pid not in self._family.pids:
             return None
         if process.exe:
             return process

@@ -29,14 +29,20 @@ pytestmark = pytest.mark.kernel
 class PlainRun:
     """A TracedRun without an engine: a child process at the gate, in a mount namespace of its own."""
 
-    def __init__(self, directory: Path, argv: tuple[str, ...], credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        argv: tuple[str, ...],
+        credentials: Credentials | None = None,
+        before: tuple[str, ...] = (),
+    ) -> None:
         program = directory / "gate"
         program.write_bytes(gate.gate_elf())
         program.chmod(0o755)
         unshare = shutil.which("unshare")
         assert unshare is not None
         self.process = subprocess.Popen(
-            [unshare, "--mount", "--propagation", "private", str(program)],
+            [unshare, "--mount", "--propagation", "private", *before, str(program)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -233,3 +239,73 @@ threads = [threading.Thread(target=work) for _ in range(4)]
     found, _ = run_and_trace(tmp_path, sys.executable, "-c", script)
     assert sum(o.count for o in calls(found, "kill")) == 2000
     assert sum(c.count for c in found.raw_calls if c.name == "kill") == 2000
+
+
+def test_a_run_without_sys_admin_is_traced_all_the_same(tmp_path: Path) -> None:
+    setpriv = shutil.which("setpriv")
+    assert setpriv is not None
+    run = PlainRun(
+        tmp_path, ("chroot", "/", "mount", "-t", "tmpfs", "none", "/mnt"), None, (setpriv, "--bounding-set=-sys_admin")
+    )
+    found = trace(run)
+    (mount,) = calls(found, "mount")
+    assert mount.result == -errno.EPERM
+    assert [(c.capability, c.granted) for c in mount.checks] == [("SYS_ADMIN", False)]
+    assert found.losses == {"no_new_privs": 1}
+    assert len(found.notes) == 1
+
+
+def test_an_interrupt_kills_the_workload(tmp_path: Path) -> None:
+    run = PlainRun(tmp_path, ("sh", "-c", "sleep 600 & sleep 600"))
+    seen: list[tuple[float, int]] = []
+
+    def interrupt(seconds: float, count: int) -> None:
+        seen.append((seconds, count))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trace(run, on_progress=interrupt)
+    assert seen[0][0] >= 1
+    assert run.process.returncode == -signal.SIGKILL
+    assert sys.getswitchinterval() > session.SWITCH_SECONDS
+
+
+THIRTY_TWO_BIT = """
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40, prot=7)  # MAP_32BIT
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+# push rbx; mov eax, 61 (chroot); mov ebx, address + 64; int 0x80; pop rbx; ret
+code = b"\\x53\\xb8\\x3d\\0\\0\\0\\xbb" + (address + 64).to_bytes(4, "little") + b"\\xcd\\x80\\x5b\\xc3"
+page[: len(code)] = code
+page[64:66] = b"/\\0"
+ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+"""
+
+
+def test_a_32_bit_call_is_named_and_noted(tmp_path: Path) -> None:
+    found, _ = run_and_trace(tmp_path, sys.executable, "-c", THIRTY_TWO_BIT)
+    if found.exit_code == -signal.SIGSEGV:
+        pytest.skip("this kernel makes no 32-bit calls")
+    assert found.exit_code == 0
+    (chroot,) = calls(found, "chroot")
+    assert "SYS_CHROOT" in {check.capability for check in chroot.checks}
+    assert [raw.number for raw in found.raw_calls if raw.name == "chroot"] == [161]  # as a filter is asked
+    assert any("32-bit" in note for note in found.notes)
+
+
+IO_URING = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+parameters = (ctypes.c_uint32 * 30)()
+parameters[2] = 2  # IORING_SETUP_SQPOLL: a kernel thread at once
+fd = libc.syscall(425, 8, parameters)
+assert fd >= 0, os.strerror(ctypes.get_errno())
+"""
+
+
+def test_io_uring_is_noted(tmp_path: Path) -> None:
+    found, run = run_and_trace(tmp_path, sys.executable, "-c", IO_URING)
+    if found.exit_code:
+        pytest.skip(f"no io_uring here: {run.output!r}")
+    assert any("io_uring" in note for note in found.notes)
+    assert found.losses == {}
