@@ -17,11 +17,11 @@ from profiler.options import Options, Prove
 from profiler.profiles import Profiles, opens_calls, place_of
 from profiler.report.interface import Report
 from profiler.synthesizer.denials import denied, refusals
+from profiler.synthesizer.judge import asked_for, judged
 from profiler.tracer.session import trace as traced
 from profiler.understanding import Understanding
 from profiler.verifier.accept import Acceptance, checked, digests
 from profiler.verifier.bench import Bench
-from profiler.verifier.judge import asked_for, judged
 from profiler.verifier.prove import Proof, prove
 from profiler.verifier.refine import passing
 from profiler.witness import tracefs
@@ -172,7 +172,7 @@ class _Case:
 
     def report(self, trace: Trace, rows: Sequence[Requirement], verdict: Verdict, proof: Proof) -> Report:
         """Everything that the manifest and the table say."""
-        requirements = judged(rows, verdict, proof)
+        requirements = judged(rows, verdict, proof.needed)
         optional = {r.privilege: asked_for(r.requirement) for r in requirements if r.status is Status.OPTIONAL}
         image, image_id = self.sandbox.image()
         if opens_calls(verdict.recipe):

@@ -22,7 +22,9 @@ def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]
         flags += ["--cap-add", capability.name]
     for path, access in sorted(_nodes(recipe).items()):
         flags += ["--device", f"{path}:{path}:{access}"]
-    for pool in sorted((p for p in recipe if isinstance(p, DeviceClass)), key=lambda pool: pool.label):
+    # `--device` allows a node in the container's cgroup too: a rule is for nodes that the workload makes itself.
+    rules = (p for p in recipe if isinstance(p, DeviceClass) and not p.paths)
+    for pool in sorted(rules, key=lambda pool: pool.label):
         flags += ["--device-cgroup-rule", pool.label]
     for option in sorted(p for p in recipe if isinstance(p, SecurityOption)):
         flags += ["--security-opt", option.option]

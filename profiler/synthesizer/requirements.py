@@ -159,7 +159,7 @@ def _of_device(use: DeviceUse, pools: Pools) -> Need:
     else:
         pool = pools.of(use.kind, use.major)
         if pool is not None:
-            privilege = DeviceClass(use.kind, use.major, None, "rwm", pool)
+            privilege = DeviceClass(use.kind, use.major, None, "rw", pool)
             reason = "any free node of this kind may be taken"
         else:
             privilege = Device(use.path, access or "rw")

@@ -78,7 +78,7 @@ class Ledger:
         """How many checks of memory accounting there were: none of them decides anything."""
         return self._accounting.count if self._accounting else 0
 
-    def call(  # noqa: PLR0917 - what the listener knows of a call, in the order of its answer
+    def call(
         self, pid: int, time_ns: int, name: str, args: tuple[str, ...], path: str | None, process: Process
     ) -> None:
         """A notified call of task `pid`, before it is let go on. `time_ns` on the monotonic clock, read before that.

@@ -247,7 +247,7 @@ def test_recipe_becomes_flags_in_a_fixed_order():
     assert flags_of(recipe, "/x/profile.json") == (
         *("--cap-drop", "ALL", "--cap-add", "CHOWN", "--cap-add", "SYS_ADMIN"),
         *("--device", "/dev/fuse:/dev/fuse:rw", "--device", "/dev/loop0:/dev/loop0:rwm"),
-        *("--device-cgroup-rule", "b 7:* rw", "--device-cgroup-rule", "c *:* rwm"),
+        *("--device-cgroup-rule", "c *:* rwm"),  # the pool's nodes are allowed by their --device
         *("--security-opt", "apparmor=unconfined", "--security-opt", "seccomp=/x/profile.json"),
         *("--sysctl", "net.ipv4.ip_forward=1"),
     )

@@ -126,8 +126,6 @@ def test_compose_has_every_part():
         '      - "/dev/fuse:/dev/fuse:rw"\n'
         '      - "/dev/loop0:/dev/loop0:rw"\n'
         '      - "/dev/loop1:/dev/loop1:rw"\n'
-        "    device_cgroup_rules:\n"
-        '      - "b 7:* rw"\n'
         "    security_opt:\n"
         '      - "systempaths=unconfined"\n'
         '      - "seccomp=manifest.seccomp.json"\n'

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sample_report import EVERYTHING, FUSE, KEYCTL, LOOP, MASKED, MOUNTED, PORTS, SYS_ADMIN, report
 
 from profiler.errors import UsageError
-from profiler.model import Capability, Device, DeviceClass, Observation, Process, Status, Trace, Verdict
+from profiler.model import Capability, Device, Observation, Process, Status, Trace, Verdict
 from profiler.report import manifest
 from profiler.report.evidence import clean, printable
 
@@ -73,7 +73,7 @@ def test_the_recipe_says_what_the_flags_say():
     assert recipe["cap_drop"] == ["ALL"]
     assert recipe["cap_add"] == ["DAC_READ_SEARCH", "SYS_ADMIN"]
     assert recipe["devices"] == ["/dev/fuse:/dev/fuse:rw", "/dev/loop0:/dev/loop0:rw", "/dev/loop1:/dev/loop1:rw"]
-    assert recipe["device_cgroup_rules"] == ["b 7:* rw"]
+    assert recipe["device_cgroup_rules"] == []  # the nodes of a pool are allowed by their --device
     assert recipe["security_opt"] == ["systempaths=unconfined", "seccomp=manifest.seccomp.json"]
     assert recipe["sysctls"] == {"net.ipv4.ip_unprivileged_port_start": "80"}
     assert recipe["syscalls"] == ["keyctl"]
@@ -126,7 +126,7 @@ def test_writing_and_reading_gives_the_recipe_back(tmp_path):
     os.umask(umask)
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
     read = manifest.load(target)
-    loops = {Device("/dev/loop0", "rw"), Device("/dev/loop1", "rw"), DeviceClass("b", 7, None, "rw")}
+    loops = {Device("/dev/loop0", "rw"), Device("/dev/loop1", "rw")}
     assert read.recipe() == {SYS_ADMIN, Capability("DAC_READ_SEARCH"), FUSE, KEYCTL, MASKED, PORTS} | loops
     assert LOOP.label in {row["privilege"] for row in read.requirements}
     assert read.seccomp_profile == "manifest.seccomp.json"

@@ -101,7 +101,7 @@ def test_devices_join_their_access_and_pools_become_classes():
     rows = requirements(trace, EVERYTHING, Pools({("b", 7): ("/dev/loop0", "/dev/loop3")}), confined=True)
     assert {next(iter(row.alternatives[0])) for row in rows} == {
         Device("/dev/fuse", "rw"),
-        DeviceClass("b", 7, None, "rwm", ("/dev/loop0", "/dev/loop3")),
+        DeviceClass("b", 7, None, "rw", ("/dev/loop0", "/dev/loop3")),
         DeviceClass("c", 1, 3, "rwm"),
     }
 

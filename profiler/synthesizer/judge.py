@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from profiler.catalogue.dangers import weight
 from profiler.model import (
@@ -16,32 +16,31 @@ from profiler.model import (
     Verdict,
 )
 from profiler.synthesizer.reduce import meets
-from profiler.verifier.prove import Proof
 
 
-def judged(rows: Iterable[Requirement], verdict: Verdict, proof: Proof) -> tuple[JudgedRequirement, ...]:
+def judged(rows: Iterable[Requirement], verdict: Verdict, proved: Container[Privilege]) -> tuple[JudgedRequirement, ...]:
     """One row a privilege of the recipe, then what was asked for and left out.
 
-    A member that no requirement names was found by reruns alone, and its row says so.
+    `proved` are the members whose removal was seen to fail. A member that no requirement names was found by reruns alone, and its row says so.
     """
     rows = [row for row in rows if row.doubt is not Doubt.NEGLIGIBLE]
     met = [row for row in rows if meets(verdict.recipe, row)]
     left_out = [row for row in rows if not meets(verdict.recipe, row)]
-    return (*_members(met, verdict, proof), *_optional(left_out))
+    return (*_members(met, verdict, proved), *_optional(left_out))
 
 
-def _members(rows: Sequence[Requirement], verdict: Verdict, proof: Proof) -> Iterator[JudgedRequirement]:
+def _members(rows: Sequence[Requirement], verdict: Verdict, proved: Container[Privilege]) -> Iterator[JudgedRequirement]:
     answered: set[Privilege] = set()
     for row in rows:
         for member in next(alternative for alternative in row.alternatives if alternative <= verdict.recipe):
             if member not in answered:
                 answered.add(member)
-                yield JudgedRequirement(member, row, _status(member, proof))
+                yield JudgedRequirement(member, row, _status(member, proved))
     for member in sorted(verdict.recipe - answered, key=lambda p: (-weight(p), p.label)):
         why = verdict.denials.get(member)
         reason = "no witness saw what it is for; without it the workload fails" + (f": {why}" if why else "")
         row = Requirement((frozenset({member}),), reason, Doubt.CERTAIN)
-        yield JudgedRequirement(member, row, _status(member, proof))
+        yield JudgedRequirement(member, row, _status(member, proved))
 
 
 def _optional(rows: Sequence[Requirement]) -> Iterator[JudgedRequirement]:
@@ -53,8 +52,8 @@ def _optional(rows: Sequence[Requirement]) -> Iterator[JudgedRequirement]:
             yield JudgedRequirement(lightest, row, Status.OPTIONAL)
 
 
-def _status(member: Privilege, proof: Proof) -> Status:
-    return Status.REQUIRED if member in proof.needed else Status.UNPROVEN
+def _status(member: Privilege, proved: Container[Privilege]) -> Status:
+    return Status.REQUIRED if member in proved else Status.UNPROVEN
 
 
 def asked_for(requirement: Requirement) -> str:
