@@ -68,7 +68,7 @@ def profiled(sample: Sample, manifest: Path) -> dict[str, Any]:
     """The manifest that `capprofile run` writes for the sample."""
     image = images.sample(images.SAMPLES / sample.name)
     done = subprocess.run(
-        [sys.executable, "-m", "profiler.cli", "run", "-o", str(manifest), "--",
+        [sys.executable, "-m", "profiler.cli", "run", "--prove", "-o", str(manifest), "--",
          "docker", "run", "--rm", "--privileged", *sample.docker_flags(), image],
         check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=560, env={**os.environ},
     )  # fmt: skip
