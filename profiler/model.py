@@ -1,8 +1,8 @@
 """The frozen types that pass between the rooms. Imports nothing of ours.
 
 The way of the data: a harness runs a workload under a tracer, which returns a `Trace`; the synthesizer turns it into
-`Requirement`s and a `Recipe` (a set of `Privilege`s); the verifier reruns with exactly that set and returns a `Verdict`;
-the report renders all of it as the manifest.
+`Requirement`s and a `Recipe` (a set of `Privilege`s); the verifier reruns with exactly that set and returns a
+`Verdict`; the report renders all of it as the manifest.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Device:
 class DeviceClass:
     """A pool of nodes of which any may be used in the next run (loop, tty, nbd): `kind` is `b` or `c`.
 
-    `minor` None means every minor, a negative `major` every major. `paths` are the nodes present on this host, which the recipe lists one by one where
-    the engine cannot create them from a rule.
+    `minor` None means every minor, a negative `major` every major. `paths` are the nodes present on this host, which
+    the recipe lists one by one, since the engine creates none from a rule.
     """
 
     kind: str
@@ -57,7 +57,9 @@ class DeviceClass:
     @property
     def label(self) -> str:
         """How the manifest and the table name it."""
-        return f"{self.kind} {'*' if self.major < 0 else self.major}:{'*' if self.minor is None else self.minor} {self.access}"
+        major = "*" if self.major < 0 else self.major
+        minor = "*" if self.minor is None else self.minor
+        return f"{self.kind} {major}:{minor} {self.access}"
 
 
 @dataclass(frozen=True, order=True)

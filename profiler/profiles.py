@@ -1,4 +1,4 @@
-"""Seccomp profiles for recipes with system calls: the engine's own filter plus these calls, as files docker can read."""
+"""Seccomp profiles for recipes with system calls: the engine's own filter plus these calls, as files for docker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files below /proc and /sys that engines mask or make read-only, and files whose writing needs something unchecked. Data.
+"""Files below /proc and /sys that engines mask or make read-only, and files with an unchecked need. Data.
 
 The lists are the defaults of runc's and Docker's specification (moby oci/defaults.go: MaskedPaths, ReadonlyPaths).
 """

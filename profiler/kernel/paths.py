@@ -235,8 +235,8 @@ def _advance(
                 narrowed = _narrow(code & 0xF0, a, operand, taken)
                 box: Box | None = state.box
                 if narrowed is not None:
-                    half, word = narrowed
-                    box = None if word is None else meet(state.box, {half: word})
+                    half, fits = narrowed
+                    box = None if fits is None else meet(state.box, {half: fits})
                 if box is not None:
                     exact = state.exact and narrowed is not None
                     waiting.append(_State(at + offset, a, x, memory, box, examined, exact))

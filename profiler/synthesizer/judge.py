@@ -18,10 +18,13 @@ from profiler.model import (
 from profiler.synthesizer.reduce import meets
 
 
-def judged(rows: Iterable[Requirement], verdict: Verdict, proved: Container[Privilege]) -> tuple[JudgedRequirement, ...]:
+def judged(
+    rows: Iterable[Requirement], verdict: Verdict, proved: Container[Privilege]
+) -> tuple[JudgedRequirement, ...]:
     """One row a privilege of the recipe, then what was asked for and left out.
 
-    `proved` are the members whose removal was seen to fail. A member that no requirement names was found by reruns alone, and its row says so.
+    `proved` are the members whose removal was seen to fail. A member that no requirement names was found by reruns
+    alone, and its row says so.
     """
     rows = [row for row in rows if row.doubt is not Doubt.NEGLIGIBLE]
     met = [row for row in rows if meets(verdict.recipe, row)]
@@ -29,7 +32,9 @@ def judged(rows: Iterable[Requirement], verdict: Verdict, proved: Container[Priv
     return (*_members(met, verdict, proved), *_optional(left_out))
 
 
-def _members(rows: Sequence[Requirement], verdict: Verdict, proved: Container[Privilege]) -> Iterator[JudgedRequirement]:
+def _members(
+    rows: Sequence[Requirement], verdict: Verdict, proved: Container[Privilege]
+) -> Iterator[JudgedRequirement]:
     answered: set[Privilege] = set()
     for row in rows:
         for member in next(alternative for alternative in row.alternatives if alternative <= verdict.recipe):

@@ -296,9 +296,9 @@ class Classifier:
     check whose stack shows neither overlayfs, nor an opener's (`file_ns_capable`), nor another task's credentials.
     A check that overlayfs makes below its own functions is borrowed unless its credential is known to be the own one:
     a mounter's is always a copy (fs/overlayfs/super.c, `ovl_fill_super`), so the stack alone is almost certain. An
-    opener's check is borrowed when its credential differs from a known own one. After a call that takes other credentials (setuid)
-    the own one is out of date until the next check: an opener's check is not called borrowed then, while overlayfs's
-    still is, for there the stack alone is almost certain.
+    opener's check is borrowed when its credential differs from a known own one. After a call that takes other
+    credentials (setuid) the own one is out of date until the next check: an opener's check is not called borrowed then,
+    while overlayfs's still is.
 
     A check is against a *foreign namespace* when its target is not the first user namespace, which memory accounting
     always asks about (security/commoncap.c, `cap_vm_enough_memory`).
