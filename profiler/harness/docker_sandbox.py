@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,7 @@ from profiler.errors import HostError, ProfilerError
 from profiler.harness import docker_cautions as cautions
 from profiler.harness.docker_arguments import DockerRun, flag_words, parse
 from profiler.harness.docker_engine import Engine
-from profiler.harness.docker_flags import flags_of
+from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of
 from profiler.harness.docker_gate import (
     STATE_PLACES,
     await_gate,
@@ -33,12 +34,12 @@ from profiler.harness.docker_gate import (
 from profiler.harness.docker_grants import Grants, check_engine, find_grants, lsms_of
 from profiler.harness.docker_image import Image, account, command_of, find_image, is_root, user_of, with_home
 from profiler.harness.docker_run import HeldRun, captured
-from profiler.harness.interface import Caught
+from profiler.harness.interface import Caught, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.filters import filters_of
 from profiler.leftovers import is_leftover
-from profiler.model import Capability, Device, HostFacts, Outcome, Recipe, Syscalls
+from profiler.model import Capability, Device, HostFacts, Outcome, Privilege, Recipe, SecurityOption, Syscalls
 
 _grants: dict[tuple[str, ...], Grants] = {}  # by engine and what changes the answer: trying costs a start or more
 _THROWAWAY_FLAGS = frozenset({"runtime", "platform", "userns"})  # the user's flags that change what is granted
@@ -150,8 +151,6 @@ class DockerSandbox:
 
         `quiet`: a run that is watched once more; it reads what a rerun reads and its output is thrown away.
 
-        The gate is root: for another user `recipe` must hold SETUID and SETGID, with which the gate takes its ids.
-
         Raises UsageError for an unknown user or no command, Refused with the engine's words.
         """
         run, image, engine = self._run, self._image, self._engine
@@ -161,8 +160,9 @@ class DockerSandbox:
         own_user: tuple[str, ...] = () if is_root(user) else ("--user", "0:0")
         terminal = frozenset({"tty"}) if quiet else self._terminal_flags()
         hidden = {"entrypoint"} | (set() if is_root(user) else {"user"}) | terminal
+        steered, kept = self._steerable(recipe, takes_ids=not is_root(user))
         # Nodes come and go (a partition, a plugged device): one that has gone must not keep the run from starting.
-        present = frozenset(p for p in recipe if not isinstance(p, Device) or Path(p.path).exists())
+        present = frozenset(p for p in steered if not isinstance(p, Device) or Path(p.path).exists())
         words = self._create_words(run.without(hidden), present, (*own_user, *gate_flags(self._gate)), command=False)
         container = engine.create(words)
         try:
@@ -177,7 +177,7 @@ class DockerSandbox:
                 )
             try:
                 init, gate = await_gate(engine, container, child)
-                caught = self._caught(container, gate, argv, user)
+                caught = replace(self._caught(container, gate, argv, user), capabilities=kept)
                 held = HeldRun(engine, container, child, init, caught)
             except BaseException:
                 child.kill()
@@ -263,6 +263,22 @@ class DockerSandbox:
         own = run.without(cautions.OURS).where(lambda flag: not cautions.is_replaced(flag))
         recipe_flags = flags_of(recipe, self._profile(recipe))
         return (*flag_words(own.flags), *recipe_flags, *extra, run.image, *(run.command if command else ()))
+
+    def _steerable(self, recipe: Recipe, *, takes_ids: bool) -> tuple[Recipe, frozenset[str] | None]:
+        """`recipe` with what its gate needs to be steered, and the capabilities to be left with (None: all).
+
+        The engine's default filter opens calls with the capabilities that are added, so the recipe's own is named.
+        """
+        added = steering(recipe, self._granted.capabilities, takes_ids=takes_ids)
+        if not added:
+            return recipe, None
+        kept = frozenset(p.name for p in recipe if isinstance(p, Capability))
+        more: set[Privilege] = set(map(Capability, added))
+        unconfined = SecurityOption(SECCOMP_UNCONFINED) in recipe
+        if not unconfined and self.profile_of is not None and self.filter_of(kept) is not None:
+            more.add(SecurityOption(f"seccomp={self.profile_of(recipe)}"))
+            recipe = frozenset(p for p in recipe if not isinstance(p, Syscalls))
+        return recipe | more, kept
 
     def _profile(self, recipe: Recipe) -> str | None:
         """The seccomp profile for a recipe that has calls to open."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from profiler.model import HostFacts, Outcome, Privilege, Recipe
+from profiler.model import Capability, HostFacts, Outcome, Privilege, Recipe
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,26 @@ class Caught:
     """A workload held at its gate, before its first instruction.
 
     `pid` is the gate's process as this host numbers it; `argv` what it shall become (argv[0] without a slash is looked
-    up in PATH of `env`, in the process's own root); `credentials` None means that it stays as it is.
+    up in PATH of `env`, in the process's own root); `credentials` None means that it stays as it is. `capabilities` are
+    those that it shall have of what it holds, where it was started with more so that it can be steered; None: all.
     """
 
     pid: int
     argv: tuple[str, ...]
     env: tuple[str, ...]
     credentials: Credentials | None = None
+    capabilities: frozenset[str] | None = None
+
+
+def steering(recipe: Recipe, grantable: frozenset[str], *, takes_ids: bool) -> frozenset[str]:
+    """The capabilities beyond `recipe` with which a gate must start to be steered, as far as they can be granted.
+
+    SYS_ADMIN to install a filter without no_new_privs, SETPCAP to drop it again, and to become an ordinary user
+    (`takes_ids`) SETUID, SETGID, and CHOWN for the standard streams.
+    """
+    needed = frozenset({"SYS_ADMIN", "SETPCAP"} | ({"SETUID", "SETGID", "CHOWN"} if takes_ids else set()))
+    held = frozenset(privilege.name for privilege in recipe if isinstance(privilege, Capability))
+    return (needed & grantable) - held
 
 
 class TracedRun(Protocol):
@@ -69,7 +82,9 @@ class Sandbox(Protocol):
     def start(self, recipe: Recipe, *, quiet: bool = False) -> TracedRun:
         """Start the workload with `recipe`, held at its gate, on our own stdin, stdout and stderr.
 
-        `quiet`: a run that is watched once more; its input is replayed and its output is thrown away.
+        `quiet`: a run that is watched once more; its input is replayed and its output is thrown away. Where `recipe`
+        lacks what steering needs, the gate has it all the same, and `Caught.capabilities` says what the workload shall
+        be left with; the engine's filter is the recipe's.
         """
 
     def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
@@ -105,4 +120,4 @@ class Sandbox(Protocol):
 
 
 Announce = Callable[[str], None]  # one line for the user's eyes; the caller prints it on stderr
-__all__ = ["Announce", "Caught", "Credentials", "Privilege", "Sandbox", "TracedRun"]
+__all__ = ["Announce", "Caught", "Credentials", "Privilege", "Sandbox", "TracedRun", "steering"]

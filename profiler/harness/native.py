@@ -20,6 +20,7 @@ from profiler import __version__
 from profiler.errors import HostError, UsageError
 from profiler.harness import native_cgroups, native_devices, native_mounts
 from profiler.harness.docker_flags import flags_of
+from profiler.harness.interface import Caught, steering
 from profiler.harness.native_run import Helper, NativeRun, has_terminal
 from profiler.harness.native_spec import Spec
 from profiler.harness.stdin import Spool
@@ -87,13 +88,17 @@ class NativeSandbox:
         its output is thrown away). The run before is closed. Raises HostError if that cannot be."""
         if self._run is not None:
             self._run.close()
+        added = steering(recipe, self.facts().grantable, takes_ids=False)
+        kept = frozenset(p.name for p in recipe if isinstance(p, Capability)) if added else None
+        recipe |= frozenset(map(Capability, added))
         if quiet:
             with self._spool.replay() as replayed:
                 helper = self._spawn(recipe, replayed.fileno(), subprocess.DEVNULL, at_gate=True, own_session=True)
         else:
             with self._spool.feed() as fed:
                 helper = self._spawn(recipe, fed, None, at_gate=True, own_session=False)
-        self._run = NativeRun(helper, self._argv, tuple(f"{name}={value}" for name, value in self._env))
+        env = tuple(f"{name}={value}" for name, value in self._env)
+        self._run = NativeRun(helper, Caught(helper.workload, self._argv, env, capabilities=kept))
         return self._run
 
     def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:

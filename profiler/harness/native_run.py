@@ -34,9 +34,10 @@ _LATE = 5.0  # seconds that the helper has, after a kill, before it is killed it
 class NativeRun:
     """Implements `TracedRun` on a helper that holds the workload at its gate."""
 
-    def __init__(self, helper: Helper, argv: tuple[str, ...], env: tuple[str, ...]) -> None:
+    def __init__(self, helper: Helper, caught: Caught) -> None:
+        """Take over `helper`, which holds `caught`."""
         self._helper = helper
-        self._caught = Caught(helper.workload, argv, env)
+        self._caught = caught
 
     @property
     def caught(self) -> Caught:

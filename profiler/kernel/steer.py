@@ -15,6 +15,7 @@ from typing import Protocol
 
 from profiler.errors import HostError, WorkloadError
 from profiler.kernel import memory, namespaces
+from profiler.kernel.capabilities import LINUX_CAPABILITY_VERSION_3, NUMBER, mask, sets_of
 from profiler.kernel.tracee import Tracee, TraceeEndedError
 
 __all__ = ["Credentials", "ExecutionError", "Steered", "TraceeEndedError"]
@@ -28,6 +29,8 @@ NR_FCHOWN = 93
 NR_SETUID = 105
 NR_SETGID = 106
 NR_SETGROUPS = 116
+NR_CAPSET = 126
+NR_PRCTL = 157
 NR_SECCOMP = 317
 
 # linux/seccomp.h
@@ -172,6 +175,31 @@ class Steered(Tracee):
                     "connect it to a pipe, a terminal or a file on a local file system",
                 )
 
+    def limit_bounding(self, kept: frozenset[str]) -> None:
+        """Drop every capability outside `kept` from the bounding set, for good; needs SETPCAP.
+
+        Done before `take`, which loses SETPCAP. Raises HostError where the kernel refuses.
+        """
+        for name in sorted(sets_of(self.pid).bounding - kept):
+            number = int(name) if name.isdecimal() else NUMBER[name]
+            result = self.syscall(NR_PRCTL, namespaces.PR_CAPBSET_DROP, number, 0, 0, 0)
+            if result < 0:
+                raise _not_limited(f"PR_CAPBSET_DROP {name}", -result)
+
+    def limit(self, kept: frozenset[str]) -> None:
+        """Reduce the permitted, effective and inheritable sets to what they hold of `kept`; the kernel then takes the
+        rest out of the ambient set (cap_capset in security/commoncap.c). Done after `take`, before `execute`.
+
+        Raises HostError where the kernel refuses.
+        """
+        now = sets_of(self.pid)
+        words = [mask(held & kept) for held in (now.effective, now.permitted, now.inheritable)]
+        data = struct.pack("<6I", *(word >> shift & 0xFFFFFFFF for shift in (0, 32) for word in words))
+        header = struct.pack("<Ii", LINUX_CAPABILITY_VERSION_3, 0)
+        result = self.syscall(NR_CAPSET, self.write(header), self.write(data))
+        if result < 0:
+            raise _not_limited("capset", -result)
+
     def execute(self, argv: Sequence[str], env: Sequence[str]) -> None:
         """Become the workload: execve argv with `env` (`NAME=value`), and stop before its first instruction.
 
@@ -229,6 +257,13 @@ def _not_executed(program: str, number: int) -> ExecutionError:
         errno.E2BIG: "shorten the workload's arguments and environment",
     }.get(number, "see execve(2) for what this answer means")
     return ExecutionError(f"{program}: cannot be executed: {os.strerror(number)}", hint, 126)
+
+
+def _not_limited(call: str, number: int) -> HostError:
+    return HostError(
+        f"the workload's process cannot give up capabilities: {call}: {os.strerror(number)}",
+        "it must start with SETPCAP, and its seccomp profile must allow prctl and capset",
+    )
 
 
 def _filter_refused(number: int) -> HostError:

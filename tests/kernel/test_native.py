@@ -22,6 +22,7 @@ from profiler.kernel import device_filter
 from profiler.kernel.capabilities import sets_of
 from profiler.leftovers import STATE, owner_tag
 from profiler.model import Capability, Device, DeviceClass, SecurityOption, Syscalls
+from profiler.tracer.session import trace
 
 pytestmark = pytest.mark.kernel
 
@@ -517,3 +518,26 @@ for path, flags in (("/dev/null", os.O_RDWR), ("{node}", os.O_RDONLY), ("{node}"
 def test_a_rule_that_is_none():
     with pytest.raises(ValueError, match="a 1:3"):
         device_filter.program(["a 1:3 rwm"])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Watched once more with a lean recipe
+
+STATE_OF_PRIVILEGE = (
+    "grep -E '^(Cap(Prm|Eff|Inh|Bnd)|NoNewPrivs)' /proc/self/status; "
+    "setpriv --reuid=65534 --clear-groups grep -E '^(CapPrm|CapBnd|Uid)' /proc/self/status 2>&1"
+)
+
+
+@pytest.mark.parametrize("names", [(), ("SETUID", "SETGID", "KILL")])
+def test_a_watched_lean_run_has_the_privileges_of_its_rerun(sandbox, names):
+    """What steering needs (SYS_ADMIN, SETPCAP) is gone before the workload begins, and no_new_privs is not set."""
+    recipe = frozenset(map(Capability, names))
+    first = sandbox("sh", "-c", STATE_OF_PRIVILEGE).rerun(recipe, timeout=20).stdout.decode()
+    assert "NoNewPrivs:\t0" in first
+    # The output of a watched run is thrown away: the workload itself tells whether it is the same.
+    run = sandbox("sh", "-c", f'[ "$({STATE_OF_PRIVILEGE})" = "{first.strip()}" ]').start(recipe, quiet=True)
+    assert run.caught.capabilities == frozenset(names)
+    watched = trace(run)
+    assert watched.exit_code == 0
+    assert "no_new_privs" not in watched.losses

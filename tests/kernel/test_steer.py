@@ -435,3 +435,32 @@ def test_the_init_of_a_pid_namespace(gate_file):
         steered.execute(("sh", "-c", "kill -STOP $$; kill -TERM $$; exit 3"), ENV)
         assert steered.hold() == 3
     assert process.returncode == 3
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Giving up capabilities
+
+
+SETS = "grep -E '^Cap(Inh|Prm|Eff|Bnd)' /proc/self/status"
+
+
+def test_it_gives_up_all_but_some_capabilities(steered, output):
+    kept = frozenset({"CHOWN", "KILL"})
+    steered.limit_bounding(kept)
+    steered.limit(kept)
+    shell(steered, SETS)
+    steered.hold()
+    sets = dict(line.split() for line in output.read().splitlines())
+    both = f"{1 << 0 | 1 << 5:016x}"
+    assert (sets["CapBnd:"], sets["CapPrm:"], sets["CapEff:"], sets["CapInh:"]) == (both, both, both, "0" * 16)
+
+
+def test_a_user_is_taken_between_the_two(steered, output):
+    kept = frozenset({"NET_RAW"})
+    steered.limit_bounding(kept)
+    steered.take(Credentials(1000, 1000, ()))
+    steered.limit(kept)
+    shell(steered, SETS)
+    steered.hold()
+    sets = dict(line.split() for line in output.read().splitlines())
+    assert (sets["CapBnd:"], sets["CapPrm:"], sets["CapEff:"]) == (f"{1 << 13:016x}", "0" * 16, "0" * 16)
