@@ -11,7 +11,7 @@ from profiler.errors import UsageError
 
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-DEFAULT_PROVE_BUDGET = 60.0  # seconds
+DEFAULT_PROVE_BUDGET = 120.0  # seconds
 
 
 class Seccomp(enum.StrEnum):
