@@ -176,7 +176,9 @@ def _merged(needs: Iterable[Need]) -> tuple[Requirement, ...]:
     merged = []
     for alternatives, group in _joined_devices(groups).items():
         group.sort(key=lambda need: (need.doubt, not _is_told(need.evidence)))
-        evidence = tuple(need.evidence for need in group[:EXAMPLES])
+        # What decides nothing is no evidence beside what does.
+        telling = [need for need in group if need.doubt < Doubt.NEGLIGIBLE] or group
+        evidence = tuple(need.evidence for need in telling[:EXAMPLES])
         merged.append(Requirement(alternatives, group[0].reason, group[0].doubt, evidence))
     return tuple(sorted(merged, key=lambda requirement: requirement.doubt))
 

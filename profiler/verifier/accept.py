@@ -17,9 +17,10 @@ CHECK_TIMEOUT = 300.0  # seconds that a user's check may take
 class Acceptance:
     """Compares an outcome with the run under every privilege.
 
-    `exit_code` is that run's. `service`: a run that had to be stopped at its limit passed, one that ended before it did
-    not. `stdout` is compared where it is given. `check` is a shell command on this host that must exit with 0 after
-    each run; `files` are those that the run must have left with these contents (a digest each).
+    `exit_code` is that run's. `service`: a run that had to be stopped passed if there was nothing to complain of, one
+    that ended before did not. `stdout` is compared where it is given. `check` is a shell command on this host that must
+    exit with 0 after each run (a service is asked before it is stopped, by whoever stops it); `files` are those that
+    the run must have left with these contents (a digest each).
     """
 
     exit_code: int
@@ -31,29 +32,22 @@ class Acceptance:
     def __call__(self, outcome: Outcome) -> str | None:
         """None where the run passed, otherwise why it did not, in a few words."""
         if self.service:
-            if not outcome.timed_out:
-                return f"ended with exit code {outcome.exit_code} instead of running on"
+            if outcome.stopped is None:
+                return f"ended with exit code {outcome.exit_code} instead of running on{outcome.last_words()}"
+            if outcome.stopped.complaint:
+                return outcome.stopped.complaint
         elif outcome.timed_out:
             return f"did not end within {outcome.seconds:.0f} s"
         elif outcome.exit_code != self.exit_code:
-            return f"exit code {outcome.exit_code}{last_words(outcome)}"
+            return f"exit code {outcome.exit_code}{outcome.last_words()}"
         if self.stdout is not None and outcome.stdout != self.stdout:
             return "its output differs"
         for path, wanted in self.files:
             if digest(path) != wanted:
                 return f"{path} differs from what the first run left"
-        if self.check is not None:
+        if self.check is not None and not self.service:
             return checked(self.check)
         return None
-
-
-def last_words(outcome: Outcome) -> str:
-    """The last line that a failed run wrote, as `: line`; empty when it wrote none."""
-    for stream in (outcome.stderr, outcome.stdout):
-        lines = [line.strip() for line in stream.decode("utf-8", "replace").splitlines() if line.strip()]
-        if lines:
-            return ": " + lines[-1][:160]
-    return ""
 
 
 def checked(command: str) -> str | None:
@@ -71,7 +65,7 @@ def checked(command: str) -> str | None:
     if done.returncode == 0:
         return None
     outcome = Outcome(done.returncode, 0.0, stdout=done.stdout, stderr=done.stderr)
-    return f"the check exited with {done.returncode}{last_words(outcome)}"
+    return f"the check exited with {done.returncode}{outcome.last_words()}"
 
 
 def digest(path: str) -> str:
