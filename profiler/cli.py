@@ -13,9 +13,8 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -34,21 +33,13 @@ from profiler.errors import (
 from profiler.options import DEFAULT_PROVE_BUDGET, Network, Options, Prove, Seccomp, duration
 from profiler.report import explain as evidence
 from profiler.report import lines, manifest, table
+from profiler.signals import Ended, orderly_end
 
 if TYPE_CHECKING:
     from profiler.harness.interface import Sandbox
     from profiler.report.interface import Report
 
 _NAME = "capprofile"
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
-
-
-class _Ended(BaseException):
-    """A signal that ends this program arrived; not an Exception, so that nothing on the way takes it for a failure."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -74,7 +65,7 @@ def _print(text: str) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        raise _Ended(signal.SIGPIPE) from None
+        raise Ended(signal.SIGPIPE) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -281,29 +272,6 @@ def _width() -> int:
     return max(60, shutil.get_terminal_size().columns) if sys.stderr.isatty() else table.PLAIN_WIDTH
 
 
-@contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """Turn the first SIGTERM or SIGHUP into an exception, so that every `finally` on the way cleans up; ignore others.
-
-    SIGINT stays Python's KeyboardInterrupt: the pipeline takes it as the end of a service.
-    """
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        for ending in (*_ENDING, signal.SIGINT):
-            signal.signal(ending, signal.SIG_IGN)
-        raise _Ended(number)
-
-    before = {number: signal.getsignal(number) for number in (*_ENDING, signal.SIGINT)}
-    for number in _ENDING:
-        if before[number] is not signal.SIG_IGN:  # nohup
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _refused(message: str, hint: str) -> None:
     _say(message)
     if hint:
@@ -316,10 +284,10 @@ def answer(arguments: Sequence[str]) -> int:
     own = own[: own.index("--")] if "--" in own else own
     debug = "--debug" in own
     try:
-        with _orderly_end():
+        with orderly_end():
             code = capprofile.main(list(arguments), prog_name=_NAME, standalone_mode=False)
             return code if isinstance(code, int) else EXIT_VERIFIED
-    except _Ended as ended:
+    except Ended as ended:
         if ended.number != signal.SIGPIPE:
             _say(f"stopped by {signal.Signals(ended.number).name}")
         return 128 + ended.number

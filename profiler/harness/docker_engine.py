@@ -6,6 +6,7 @@ Every failure that leaves this room is a ProfilerError. What the engine itself r
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from profiler.harness.docker_arguments import DockerRun
 from profiler.leftovers import LABEL, owner_tag
 
 _CLIENT_SECONDS = 60.0  # for client commands that only ask the engine something; creating may copy an image's volume
+_NUMBERS = itertools.count()
 _NOT_MODIFIED, _BAD_REQUEST, _CONFLICT = 304, 400, 409  # HTTP, as the engine's API uses them
 _INSTALL = "install Docker, or give the command itself to profile it without an engine"
 _UNANSWERED = "start it (systemctl start docker), or point DOCKER_HOST to a running one"
@@ -66,6 +68,7 @@ class Engine:
         if shutil.which(run.binary) is None:
             raise HostError(f"there is no docker client here ({run.binary})", _INSTALL)
         self._prefix = run.prefix()
+        self._own_label = f"{LABEL}.engine={owner_tag()}-{next(_NUMBERS)}"  # another of this process is not this one
         host = self._endpoint()
         if host.startswith(("ssh://", "npipe://")):
             raise HostError(f"the Docker engine is on another host ({host})", "run capprofile there, as root")
@@ -168,7 +171,8 @@ class Engine:
 
         Raises Refused with the engine's or the client's words; UsageError for a name that is taken.
         """
-        done = self.client("create", "--label", f"{LABEL}={owner_tag()}", *words, seconds=10 * _CLIENT_SECONDS)
+        labels = ("--label", f"{LABEL}={owner_tag()}", "--label", self._own_label)
+        done = self.client("create", *labels, *words, seconds=10 * _CLIENT_SECONDS)
         if done.returncode == 0:
             return done.stdout.decode().split()[-1]
         reason = _last_line(done.stderr)
@@ -243,6 +247,13 @@ class Engine:
         with self._talking():
             found = self.api.containers(all=True, filters={"label": LABEL})
         return {container["Id"]: container["Labels"][LABEL] for container in found}
+
+    def remove_own(self) -> None:
+        """Remove what `create` made and nobody removed since, even if its answer never came back to us."""
+        with self._talking():
+            found = self.api.containers(all=True, filters={"label": self._own_label})
+        for container in found:
+            self.remove(container["Id"])
 
     def close(self) -> None:
         """Close the connections. Idempotent."""

@@ -8,7 +8,7 @@ from contextlib import closing
 
 from profiler.harness.docker_arguments import parse
 from profiler.harness.docker_engine import Engine
-from profiler.harness.docker_grants import check_engine, engine_bounding, lsms_of
+from profiler.harness.docker_grants import check_engine, check_user, engine_bounding, lsms_of
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.model import HostFacts
 
@@ -20,8 +20,9 @@ def engine_facts() -> HostFacts:
     workload's image, and finds out too which names the engine knows. Raises HostError when there is no engine, or none
     whose containers can be watched from here.
     """
+    check_user(os.geteuid())
     with closing(Engine(parse(("docker", "run", "none")))) as engine:
-        check_engine(engine, euid=os.geteuid(), userns=None)
+        check_engine(engine, userns=None)
         known = CAPABILITIES[: last_cap() + 1]
         grantable = engine_bounding() & frozenset(known) or frozenset(known)
         return HostFacts(

@@ -197,10 +197,14 @@ def lsms_of(engine: Engine) -> tuple[str, ...]:
     return tuple(name for name in text.strip().split(",") if name)
 
 
-def check_engine(engine: Engine, *, euid: int, userns: str | None) -> None:
-    """HostError for an engine whose containers cannot be watched from here, with the way out."""
+def check_user(euid: int) -> None:
+    """HostError for a user that cannot watch any container."""
     if euid != 0:
         raise HostError("capprofile must be root to watch a container", "run it with sudo")
+
+
+def check_engine(engine: Engine, *, userns: str | None) -> None:
+    """HostError for an engine whose containers cannot be watched from here, with the way out."""
     if any("podman" in str(part.get("Name", "")).lower() for part in engine.version.get("Components") or []):
         raise HostError("this docker is podman's: only Docker's own engine is supported", "install Docker's engine")
     if str(engine.info.get("OSType", "linux")) != "linux":

@@ -121,6 +121,10 @@ class HeldRun:
         while _is_our_tracee(self._caught.pid) and time.monotonic() < deadline:
             with suppress(ChildProcessError):  # the tracer took it just now
                 os.waitpid(self._caught.pid, os.WNOHANG | _WALL)
+    def lost(self) -> bool:
+        """Whether the engine has gone away. It is asked only once its client has ended: a client that waits has one."""
+        return self._child.poll() is not None and not self._engine.answers()
+
             select.select([], [], [], _REAP_LOOK_SECONDS)
 
 

@@ -31,7 +31,7 @@ from profiler.harness.docker_gate import (
     throwaway,
     write_gate,
 )
-from profiler.harness.docker_grants import Grants, check_engine, find_grants, lsms_of
+from profiler.harness.docker_grants import Grants, check_engine, check_user, find_grants, lsms_of
 from profiler.harness.docker_image import Image, account, command_of, find_image, is_root, user_of, with_home
 from profiler.harness.docker_run import HeldRun, captured
 from profiler.harness.interface import Caught, steering
@@ -79,15 +79,18 @@ class DockerSandbox:
         self.warnings = cautions.warnings(self._run)
         self._filters: dict[frozenset[str], bytes | None] = {}
         self._runs: list[HeldRun] = []
+        self._reruns: set[str] = set()
+        self._aborted = False
         self._was_fed = False
 
     # What is found once, when it is first asked for
 
     @functools.cached_property
     def _engine(self) -> Engine:
+        check_user(os.geteuid())
         engine = Engine(self._run)
         try:
-            check_engine(engine, euid=os.geteuid(), userns=self._run.value("userns"))
+            check_engine(engine, userns=self._run.value("userns"))
         except ProfilerError:
             engine.close()
             raise
@@ -112,10 +115,11 @@ class DockerSandbox:
 
     @functools.cached_property
     def _granted(self) -> Grants:
+        engine = self._engine
         words = self._throwaway_words()
-        key = (*self._engine.identity, *flag_words(flag for flag in self._run.flags if flag.name in _THROWAWAY_FLAGS))
+        key = (*engine.identity, *flag_words(flag for flag in self._run.flags if flag.name in _THROWAWAY_FLAGS))
         if key not in _grants:
-            _grants[key] = find_grants(self._engine, words)
+            _grants[key] = find_grants(engine, words)
         return _grants[key]
 
     def _throwaway_words(self) -> tuple[str, ...]:
@@ -184,7 +188,8 @@ class DockerSandbox:
                 child.wait()
                 raise
         except BaseException:
-            engine.remove(container)
+            with suppress(ProfilerError):
+                engine.remove(container)
             raise
         self._runs.append(held)
         return held
@@ -273,6 +278,8 @@ class DockerSandbox:
         if not added:
             return recipe, None
         kept = frozenset(p.name for p in recipe if isinstance(p, Capability))
+            with suppress(ProfilerError):  # an exception may have come between the engine's answer and us
+                self._engine.remove_own()
         more: set[Privilege] = set(map(Capability, added))
         unconfined = SecurityOption(SECCOMP_UNCONFINED) in recipe
         if not unconfined and self.profile_of is not None and self.filter_of(kept) is not None:

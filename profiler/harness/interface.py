@@ -67,6 +67,9 @@ class TracedRun(Protocol):
 
 
 class Sandbox(Protocol):
+    def lost(self) -> bool:
+        """Whether the engine that runs it has gone away, so that nobody would tell its end. Safe from any thread."""
+
     """Where a workload runs: Docker, or the embedded sandbox."""
 
     name: str  # "docker" or "native": the manifest's workload.engine
@@ -121,3 +124,6 @@ class Sandbox(Protocol):
 
 Announce = Callable[[str], None]  # one line for the user's eyes; the caller prints it on stderr
 __all__ = ["Announce", "Caught", "Credentials", "Privilege", "Sandbox", "TracedRun", "steering"]
+    def abort(self) -> None:
+        """End the reruns that other threads still wait for, and refuse to start further ones. Safe from any thread."""
+

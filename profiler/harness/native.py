@@ -22,7 +22,7 @@ from profiler.harness import native_cgroups, native_devices, native_mounts
 from profiler.harness.docker_flags import flags_of
 from profiler.harness.interface import Caught, steering
 from profiler.harness.native_run import Helper, NativeRun, has_terminal
-from profiler.harness.native_spec import Spec
+from profiler.harness.native_spec import KILL, Spec
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import last_cap, name_of, sets_of
 from profiler.leftovers import PREFIX, STATE, is_leftover, owner_tag
@@ -48,7 +48,7 @@ class NativeSandbox:
             raise HostError("the embedded sandbox needs root", "run capprofile with sudo, or profile a docker command")
         if network not in ("private", "host"):
             raise UsageError(f"unknown network: {network}", "use private or host")
-        if not argv:
+        if not argv or not argv[0]:
             raise UsageError("no command is given", "capprofile run -- COMMAND ARG…")
         self.profile_of: Callable[[Recipe], str] | None = None  # there is no filter here, so there is none to open
         self.profile_path: str | None = None
@@ -61,6 +61,8 @@ class NativeSandbox:
         self._home.mkdir(mode=0o700, parents=True)
         self._spool = Spool(self._home)
         self._run: NativeRun | None = None
+        self._reruns: set[Helper] = set()
+        self._aborted = False
         self._notes: tuple[str, ...] = ()
 
     def facts(self) -> HostFacts:
@@ -108,11 +110,13 @@ class NativeSandbox:
         """
         with self._spool.replay() as stdin:
             helper = self._spawn(recipe, stdin.fileno(), subprocess.PIPE, at_gate=False, own_session=True, slot=slot)
+        self._reruns.add(helper)
         try:
             return helper.capture(timeout)
         finally:
             helper.close()
 
+            self._reruns.discard(helper)
     def parallel(self) -> bool:
         """Reruns share nothing but the host's network, if that."""
         return self._private_network

@@ -63,6 +63,10 @@ class NativeRun:
 
 
 class Helper:
+    def lost(self) -> bool:
+        """Never: without its helper the sandbox ends by itself."""
+        return False
+
     """The helper process of one run, seen from here. `workload` is the main process's pid on this host."""
 
     def __init__(self, spec: Spec, stdin: int, output: int | None) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Self
 
@@ -61,6 +62,7 @@ class Tracee:
         self._steering = False
         self._mask: int | None = None
         self._pending: list[int] = []
+        self.interrupted: float | None = None  # when it last received SIGINT from outside its pid namespace (monotonic)
 
     @classmethod
     def seize(cls, pid: int) -> Self:
@@ -120,18 +122,24 @@ class Tracee:
             if stop.is_group_stop:
                 self._resume(stops.PTRACE_LISTEN)  # it stays stopped, as its job control wants
             elif stop.delivers and not self._is_ignored(stop.signal):
+                if stop.signal == signal.SIGINT and not self._sent_from_within():
+                    self.interrupted = time.monotonic()
                 self._resume(func.PTRACE_CONT, stop.signal)
             else:
                 self._resume(func.PTRACE_CONT)
             stop = self._wait()
         return self.status
 
-    def kill(self) -> None:
-        """End it with SIGKILL. Safe from any thread and after its end; on the tracing thread, returns after its end."""
+    def send(self, number: int) -> None:
+        """Send it a signal. Safe from any thread and after its end."""
         with self._lock:
             if self._pidfd is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    namespaces.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                    namespaces.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """End it with SIGKILL. Safe from any thread and after its end; on the tracing thread, returns after its end."""
+        self.send(signal.SIGKILL)
         if threading.get_ident() != self._thread or not self._attached:
             return
         while isinstance(self._wait(), Stop):
@@ -298,8 +306,9 @@ class Tracee:
     def _is_ignored(self, number: int) -> bool:
         """SIGSTOP from within its pid namespace does nothing to an init, which only its tracing would make it stop
         (sig_ignored in kernel/signal.c lets a traced init's signals pass)."""
-        if number != signal.SIGSTOP or not _is_init(self.pid):
-            return False
+        return number == signal.SIGSTOP and _is_init(self.pid) and self._sent_from_within()
+
+    def _sent_from_within(self) -> bool:
         try:
             return stops.sent_from_within(self.pid)
         except OSError:

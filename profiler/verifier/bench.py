@@ -84,7 +84,12 @@ class Bench:
             work(0)
             return done
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            _all_of(pool.submit(work, slot) for slot in range(workers))
+            try:
+                _all_of(pool.submit(work, slot) for slot in range(workers))
+            except BaseException:
+                todo.clear()  # leaving the pool waits for its threads, and nobody wants their answers any more
+                self._sandbox.abort()
+                raise
         return done
 
 

@@ -18,6 +18,7 @@ from profiler.errors import HostError, UnverifiedError, UsageError, WorkloadErro
 from profiler.model import HostFacts, Verdict
 from profiler.options import Network, Options, Prove, Seccomp, duration
 from profiler.report import manifest, table
+from profiler.signals import Ended
 from profiler.witness.probes import Probe
 
 
@@ -204,7 +205,7 @@ def test_a_workload_that_fails_anyway_is_4(profiled, capfd):
     ("raised", "code", "says"),
     [
         (KeyboardInterrupt(), 128 + signal.SIGINT, "stopped by SIGINT"),
-        (cli._Ended(signal.SIGTERM), 128 + signal.SIGTERM, "stopped by SIGTERM"),
+        (Ended(signal.SIGTERM), 128 + signal.SIGTERM, "stopped by SIGTERM"),
     ],
 )
 def test_an_interruption_has_its_own_code(profiled, capfd, raised, code, says):

@@ -30,6 +30,9 @@ class Imagined:
     def parallel(self):
         return self._parallel
 
+    def abort(self):
+        self.aborted = True
+
 
 def accepts(outcome):
     return None if outcome.exit_code == 0 else f"exit code {outcome.exit_code}"
@@ -100,3 +103,14 @@ def test_the_same_recipe_is_never_run_twice():
 
 def test_fixed_names_and_ports_allow_one_run_at_a_time():
     assert Bench(Imagined(parallel=False), accepts, timeout=None, jobs=4).jobs == 1
+
+
+def test_what_ends_one_rerun_gives_the_others_up():
+    class Broken(Imagined):
+        def rerun(self, recipe, **_):
+            raise KeyboardInterrupt
+
+    sandbox = Broken()
+    with pytest.raises(KeyboardInterrupt):
+        Bench(sandbox, accepts, timeout=1, jobs=2).run_all({caps("A"): "one", caps("B"): "two"})
+    assert sandbox.aborted
