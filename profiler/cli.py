@@ -203,10 +203,13 @@ def _judge(report: Report) -> None:
 
 
 def _profiled(command: tuple[str, ...], options: Options) -> Report:
-    """Profile `command` where it belongs, and leave nothing of the sandbox behind."""
-    with contextlib.closing(_sandbox(command, options)) as sandbox:
-        from profiler import pipeline  # noqa: PLC0415 - `explain` and `--help` need neither ptrace nor the engine's SDK
+    """Profile `command` where it belongs, and leave nothing behind: neither of the sandbox nor of killed runs."""
+    from profiler import cleaning  # noqa: PLC0415 - `explain` and `--help` need neither ptrace nor the engine's SDK
 
+    with contextlib.closing(_sandbox(command, options)) as sandbox:
+        from profiler import pipeline  # noqa: PLC0415
+
+        cleaning.before_run()
         return pipeline.profile(sandbox, options, (lambda line: None) if options.quiet else _say)
 
 
@@ -252,10 +255,11 @@ def explain(file: Path, privilege: str | None, target: str | None) -> None:
 @click.option("--clean", is_flag=True, help="Remove what killed runs left: containers, tracefs instances, directories.")
 def doctor(clean: bool) -> None:
     """Say what this host and its engine can do, and how to mend what is missing."""
-    from profiler import doctor as surgery  # noqa: PLC0415 - see _profiled
+    from profiler import cleaning  # noqa: PLC0415 - see _profiled
+    from profiler import doctor as surgery  # noqa: PLC0415
 
     if clean:
-        removed = surgery.clean()
+        removed = cleaning.everything()
         _print("".join(f"removed {name}\n" for name in removed) or "nothing was left to remove\n")
         return
     diagnosis = surgery.examine()

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from profiler.errors import ProfilerError
-from profiler.harness import native
 from profiler.harness.docker_facts import engine_facts
-from profiler.harness.docker_sandbox import clean_leftovers as clean_containers
 from profiler.model import HostFacts
 from profiler.report.evidence import printable
 from profiler.witness.probes import Probe, probe_host
-from profiler.witness.tracefs import CheckWitness
 
 _ROOT = "root"
 _MACHINE = "machine"
@@ -102,16 +99,3 @@ def render(diagnosis: Diagnosis) -> str:
         else "profiling is not possible here: mend what is missing above"
     )
     return "\n".join(lines) + "\n"
-
-
-def clean() -> tuple[str, ...]:
-    """Remove what killed runs left (containers, tracefs instances, state directories); the names of what was removed.
-
-    Things whose owner still runs are left alone. Raises HostError when something cannot be removed.
-    """
-    cleaners: tuple[Callable[[], Iterable[str]], ...] = (
-        clean_containers,
-        CheckWitness.clean_leftovers,
-        native.clean_leftovers,
-    )
-    return tuple(name for cleaner in cleaners for name in cleaner())

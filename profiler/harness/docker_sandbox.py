@@ -91,7 +91,9 @@ class DockerSandbox:
         engine = Engine(self._run)
         try:
             check_engine(engine, userns=self._run.value("userns"))
-        except ProfilerError:
+            with suppress(ProfilerError):  # `doctor --clean` says why
+                _clean_engine(engine)
+        except BaseException:
             engine.close()
             raise
         return engine
@@ -341,10 +343,7 @@ def clean_leftovers() -> tuple[str, ...]:
     with suppress(ProfilerError):
         engine = Engine(parse(("docker", "run", "none")))
         try:
-            for container, tag in engine.labelled().items():
-                if is_leftover(tag):
-                    engine.remove(container)
-                    removed.append(f"container {container[:12]}")
+            removed += _clean_engine(engine)
         finally:
             engine.close()
     for place in STATE_PLACES:
@@ -383,3 +382,11 @@ def _is_terminal(descriptor: int) -> bool:
         return os.isatty(descriptor)
     except OSError:
         return False
+def _clean_engine(engine: Engine) -> list[str]:
+    """Remove this engine's containers whose owner is gone. Raises ProfilerError."""
+    abandoned = [container for container, tag in engine.labelled().items() if is_leftover(tag)]
+    for container in abandoned:
+        engine.remove(container)
+    return [f"container {container[:12]}" for container in abandoned]
+
+

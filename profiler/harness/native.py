@@ -195,7 +195,7 @@ def clean_leftovers() -> tuple[str, ...]:
             raise HostError(f"{directory} cannot be removed: {error.strerror}", "remove it by hand") from error
     groups = native_cgroups.leftovers(native_mounts.visible(native_mounts.current()), is_leftover)
     native_cgroups.remove(groups)
-    return tuple(str(path) for path in (*directories, *groups))
+    return tuple(str(path) for path in (*directories, *groups) if not path.exists())
 
 
 def _make_stores(name: str) -> tuple[str, ...]:
@@ -205,6 +205,8 @@ def _make_stores(name: str) -> tuple[str, ...]:
         with suppress(OSError):  # a read-only /var
             (base / name).mkdir(mode=0o700, parents=True)
             made.append(str(base / name))
+        except FileNotFoundError:  # the run's own helper, or another capprofile, is at it too
+            shutil.rmtree(directory, ignore_errors=True)
     if not made:
         raise HostError(f"neither {DISK} nor {STATE} can be written", "make one of them a writable directory")
     return tuple(made)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sample_report import EVERYTHING, SYS_ADMIN, report
 
-from profiler import cli, doctor, errors
+from profiler import cleaning, cli, doctor, errors
 from profiler.cli import answer
 from profiler.errors import HostError, UnverifiedError, UsageError, WorkloadError
 from profiler.model import HostFacts, Verdict
@@ -421,7 +421,7 @@ def test_doctor_answers_with_its_code(monkeypatch, healthy, capfd, possible, cod
     ("removed", "says"), [(("a", "b"), "removed a\nremoved b\n"), ((), "nothing was left to remove\n")]
 )
 def test_doctor_cleans(monkeypatch, capfd, removed, says):
-    monkeypatch.setattr(doctor, "clean", lambda: removed)
+    monkeypatch.setattr(cleaning, "everything", lambda: removed)
     assert answer(["doctor", "--clean"]) == errors.EXIT_VERIFIED
     assert capfd.readouterr().out == says
 
