@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from profiler.synthesizer.pools import Pools
 EXAMPLES = 8
 OPENS_FOR_WRITING = frozenset({"open", "openat", "openat2", "creat"})
 UNMASKED = SecurityOption("systempaths=unconfined")
+_PERMITTED = re.compile(r"permitted=([A-Z0-9_,]+)")  # a list: a set of most capabilities is rendered as all-…
 Evidence = Observation | DeviceUse | RawCall
 
 
@@ -52,6 +54,7 @@ def requirements(trace: Trace, grantable: frozenset[str], pools: Pools, *, confi
     for observation in trace.observations:
         needs += _of_checks(observation, grantable)
         needs += _of_paths(observation, grantable, confined=confined)
+        needs += _of_sets(observation, grantable)
     # runc lets every container make any node (`b *:* m`, `c *:* m`): only opening one asks the device cgroup.
     needs += [_of_device(use, pools) for use in trace.devices if not (use.made and use.access == "m")]
     return _merged(needs)
@@ -146,6 +149,24 @@ def _of_paths(observation: Observation, grantable: frozenset[str], *, confined: 
         yield Need(
             (frozenset({UNMASKED}),),
             "a fresh /proc or /sys in a child user namespace is refused while the container's own is masked",
+            Doubt.DOUBTFUL,
+            observation,
+        )
+
+
+def _of_sets(observation: Observation, grantable: frozenset[str]) -> Iterator[Need]:
+    """capset(2) refuses a permitted set beyond the one held, without a check (security/commoncap.c, cap_capset): a
+    container engine sets a list of its own, and fails without any of it.
+
+    A program that only gives up what it has computes the set from its own, and sets less where it holds less.
+    """
+    if observation.call != "capset" or _fails_anyway(observation):
+        return
+    found = _PERMITTED.search(" ".join(observation.args))
+    for name in sorted(grantable.intersection(found[1].split(","))) if found else ():
+        yield Need(
+            (frozenset({Capability(name)}),),
+            "capset(2) to a set that holds it is refused to a process that does not",
             Doubt.DOUBTFUL,
             observation,
         )

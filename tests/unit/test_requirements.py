@@ -137,3 +137,15 @@ def test_denied_finds_nothing_that_is_held():
     trace = Trace((call("mount", [check("SYS_ADMIN", "path_mount", False)], result=-1),), (), (), {}, 1, 0.0)
     assert denied(trace, frozenset({Capability("SYS_ADMIN")}), EVERYTHING, weight) == frozenset()
     assert denied(trace, frozenset({SecurityOption("x")}), EVERYTHING, weight) == {Capability("SYS_ADMIN")}
+
+
+def test_a_capset_to_a_list_needs_what_is_on_it():
+    """An engine inside the workload gives its own containers a list; a program that drops keeps what it holds."""
+    sets = "{effective=SETUID permitted=SETUID,NET_RAW,SYS_TIME inheritable=none}"
+    assert found(call("capset", args=("{version=3, pid=0}", sets))) == {
+        ("NET_RAW",): Doubt.DOUBTFUL,
+        ("SETUID",): Doubt.DOUBTFUL,
+    }
+    assert not found(call("capset", args=("{}", "{effective=all permitted=all-NET_RAW inheritable=none}")))
+    assert not found(call("capset", args=("{}", "{effective=none permitted=none inheritable=none}")))
+    assert not found(call("capset", args=("{}", sets), result=-1))
