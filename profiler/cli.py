@@ -101,22 +101,53 @@ def capprofile(debug: bool) -> None:
     "run_for",
     callback=_seconds,
     metavar="DURATION",
-    help="Stop a service after this time: it has then passed.",
+    help="Stop a service after this time; a rerun passes if it runs as long.",
 )
-@click.option("--until-healthy", is_flag=True, help="Stop a service once its health check passes (Docker only).")
-@click.option("--repeat", type=int, default=1, metavar="N", help="Trace N runs and merge what they show.")
-@click.option("--strict", is_flag=True, help="A rerun fails when a call is denied in it that had succeeded.")
+@click.option(
+    "--until-healthy",
+    is_flag=True,
+    help="Stop a service once its health check passes, as it must in reruns (Docker only).",
+)
+@click.option(
+    "--repeat",
+    type=int,
+    default=1,
+    metavar="N",
+    help="Trace N runs and merge what they show; reruns stay one a recipe.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Watch each rerun that passes once more; it fails when a call is denied in it that had succeeded.",
+)
 @click.option("--keep-optional", is_flag=True, help="Keep what is asked for even if the workload passes without it.")
-@click.option("--check", metavar="CMD", help="Run CMD on this host after each run; the run passes if CMD exits with 0.")
-@click.option("--check-inside", metavar="CMD", help="The same inside the container, before it is removed.")
-@click.option("--compare-output", is_flag=True, help="A rerun passes only with the output of the traced run.")
-@click.option("--expect", metavar="FILE", multiple=True, help="A run passes only if it has produced FILE (repeatable).")
+@click.option(
+    "--check",
+    metavar="CMD",
+    help="Run CMD on this host after each run, or before a service is stopped: only 0 is passed.",
+)
+@click.option(
+    "--check-inside",
+    metavar="CMD",
+    help="The same inside a service's container, before it is stopped (docker exec, with its recipe's privileges).",
+)
+@click.option(
+    "--compare-output",
+    is_flag=True,
+    help="A rerun passes only with the same standard output (its last 64 KiB) as another run with every privilege.",
+)
+@click.option(
+    "--expect",
+    metavar="FILE",
+    multiple=True,
+    help="A run passes only if it produced FILE, as the workload names it, as the traced run did (repeatable).",
+)
 @click.option(
     "--seccomp",
     type=click.Choice([choice.value for choice in Seccomp]),
     default=Seccomp.PROFILE.value,
     show_default=True,
-    help="Calls that the engine's own filter denies: deny them, open just these, use no filter, allow the observed.",
+    help="Calls that the engine's own filter denies: deny them, open just these, or use no filter.",
 )
 @click.option(
     "--network",

@@ -184,11 +184,25 @@ class RawCall:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """A service that still ran when it was to be stopped.
+
+    `complaint` is what was wrong with it then, in a few words, empty when nothing was; `healthy` tells that its
+    health check passed.
+    """
+
+    complaint: str = ""
+    healthy: bool = False
+
+
+@dataclass(frozen=True)
 class Trace:
     """What one traced run showed. `losses` counts, by name, what was not seen (empty: nothing was lost).
 
     `raw_calls` are the calls that the engine's default filter may deny; `notes` are one-line facts worth showing
-    (a nested tracer was seen, an interpreter of 32-bit calls, …).
+    (a nested tracer was seen, an interpreter of 32-bit calls, …). `interrupted` is the time in seconds after which the
+    user ended the run with Ctrl-C; None when it ended otherwise. `stopped` is None for a run that ended by itself,
+    `files` as in `Outcome`.
     """
 
     observations: tuple[Observation, ...]
@@ -199,6 +213,9 @@ class Trace:
     seconds: float
     processes: int = 0
     notes: tuple[str, ...] = ()
+    interrupted: float | None = None
+    stopped: Stopped | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -246,23 +263,43 @@ class JudgedRequirement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of the workload: how it ended. `output` holds the last 64 KiB of stdout and stderr where captured."""
+    """One run of the workload: how it ended. `stdout` and `stderr` hold their last 64 KiB where captured.
+
+    `timed_out`: it had to be stopped, at its limit or because it is a service; a service's end is told by `stopped`.
+    `files` are those that were asked for: path to digest, empty for one that the run has not produced.
+    """
 
     exit_code: int
     seconds: float
     timed_out: bool = False
     stdout: bytes = b""
     stderr: bytes = b""
+    stopped: Stopped | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def last_words(self) -> str:
+        """The last line that the run wrote, as `: line`, its errors first; empty when it wrote none.
+
+        Indented lines go on from the one before, which is the one that tells (mount(8) ends with a hint at dmesg).
+        """
+        for stream in (self.stderr, self.stdout):
+            lines = [line.rstrip() for line in stream.decode("utf-8", "replace").splitlines() if line.strip()]
+            if lines:
+                told = [line for line in lines if not line[0].isspace()] or lines
+                return ": " + told[-1].strip()[:160]
+        return ""
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """One rerun with exactly `recipe`, and whether it passed. `purpose` says why it was made."""
+    """One rerun with exactly `recipe`, and whether it passed. `purpose` says why it was made, `failure` why it did not
+    pass, in a few words."""
 
     recipe: Recipe
     outcome: Outcome
     passed: bool
     purpose: str
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -270,7 +307,8 @@ class Verdict:
     """What the reruns showed.
 
     `optional` are privileges that some call asked for, without which the workload still passes, each with what it was
-    asked for; `minimal` is True only when each member's removal was seen to fail and nothing was lost.
+    asked for; `passes` what a rerun had to fulfil, in words; `minimal` is True only when each member's removal was seen
+    to fail and nothing was lost.
     """
 
     recipe: Recipe
@@ -279,6 +317,7 @@ class Verdict:
     runs: tuple[Rerun, ...]
     optional: Mapping[Privilege, str] = field(default_factory=dict)
     denials: Mapping[Privilege, str] = field(default_factory=dict)
+    passes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ class Seccomp(enum.StrEnum):
     DEFAULT = "default"  # keep the engine's own filter: a workload that needs more stays unverified
     PROFILE = "profile"  # the engine's own filter plus exactly the missing calls
     UNCONFINED = "unconfined"  # no filter at all
-    OBSERVED = "observed"  # an allow-list of what the workload called
 
 
 class Network(enum.StrEnum):
@@ -47,15 +46,15 @@ class Options:
     prove_budget: float = DEFAULT_PROVE_BUDGET
     jobs: int = 1  # reruns at a time
     timeout: float | None = None  # of one run
-    run_for: float | None = None  # a service is stopped after this time; its end then counts as its success
+    run_for: float | None = None  # a service is stopped after this time; a rerun that runs as long has passed
     until_healthy: bool = False  # a service is stopped as soon as the engine calls it healthy
     repeat: int = 1  # traced runs whose traces are merged
     strict: bool = False  # a rerun in which a call is denied that had succeeded does not pass
     keep_optional: bool = False  # keep what the workload asks for and passes without
-    check: str | None = None  # shell command on this host after each run: 0 means that the run passed
-    check_inside: str | None = None  # the same, inside the container
-    compare_output: bool = False  # stdout must be as in the traced run
-    expect: tuple[str, ...] = ()  # files that the workload must have produced
+    check: str | None = None  # shell command on this host after each run, or before a service is stopped: 0 is passed
+    check_inside: str | None = None  # the same inside a service's container
+    compare_output: bool = False  # stdout must be as in another run with every privilege
+    expect: tuple[str, ...] = ()  # files, as the workload names them, that a run must produce as the traced one did
     seccomp: Seccomp = Seccomp.PROFILE
     network: Network = Network.PRIVATE
     quiet: bool = False  # no progress lines, only the report
@@ -79,6 +78,17 @@ class Options:
         if self.run_for is not None and self.timeout is not None and self.timeout <= self.run_for:
             raise UsageError(
                 "--timeout ends the run before --for does", "make --timeout longer than --for, or leave it out"
+            )
+        service = self.run_for is not None or self.until_healthy
+        if self.check_inside is not None and not service:
+            raise UsageError(
+                "--check-inside needs a container that still runs: an ordinary command's has ended by then",
+                "add --for or --until-healthy, or let the command itself check and exit with its answer",
+            )
+        if self.compare_output and service:
+            raise UsageError(
+                "--compare-output is for commands that end: a service's output depends on when it is stopped",
+                "use --check or --check-inside",
             )
 
 

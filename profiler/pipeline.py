@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +12,29 @@ from dataclasses import dataclass
 from profiler.catalogue.calls import catalogue
 from profiler.catalogue.dangers import weight
 from profiler.catalogue.safer import advice
-from profiler.errors import WorkloadError
-from profiler.harness.interface import Announce, Sandbox
+from profiler.criteria import (
+    acceptance,
+    check_health,
+    judge_traced,
+    meaning,
+    service_again,
+    service_of,
+    time_limit,
+)
+from profiler.harness.interface import Announce, Sandbox, Service
 from profiler.model import Doubt, HostFacts, Observation, Recipe, Requirement, Rerun, Status, Trace, Verdict
 from profiler.options import Options, Prove
 from profiler.profiles import Profiles, opens_calls, place_of
 from profiler.report.interface import Report
+from profiler.signals import first_interrupt
 from profiler.synthesizer.denials import denied, refusals
+from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
+from profiler.synthesizer.reduce import reduce
+from profiler.tracer.recorder import Progress
+from profiler.tracer.session import Interruptible
 from profiler.tracer.session import trace as traced
 from profiler.understanding import Understanding
-from profiler.verifier.accept import Acceptance, checked, digests
 from profiler.verifier.bench import Bench
 from profiler.verifier.prove import Proof, prove
 from profiler.verifier.refine import passing
@@ -30,7 +44,7 @@ from profiler.witness.filter import EngineFilter
 # Never watched for the engine's filter alone: every fork and every thread makes one. What a filter may deny of them
 # (new namespaces) is in the catalogue's condition; clone3 is answered with ENOSYS so that libc falls back.
 TOO_COMMON = frozenset({"clone", "clone3"})
-QUICK = 15.0  # seconds that a rerun may take at least before it counts as hanging
+HINT_SECONDS = 30.0  # after which a workload may be a service that never ends
 
 
 def profile(sandbox: Sandbox, options: Options, announce: Announce) -> Report:
@@ -41,13 +55,14 @@ def profile(sandbox: Sandbox, options: Options, announce: Announce) -> Report:
     """
     facts = dataclasses.replace(sandbox.facts(), witnesses=_witnesses())
     with Profiles(sandbox.filter_of) as profiles:
-        sandbox.profile_of = profiles.path_of
+        sandbox.profile_of, sandbox.expected = profiles.path_of, options.expect
+        check_health(options, sandbox)
         case = _Case(sandbox, options, announce, facts, sandbox.broad(), profiles)
         if facts.not_granted:
             announce(f"not granted here, so not profiled: {', '.join(facts.not_granted)}")
         trace = case.watched()
         understanding = Understanding(sandbox, facts.grantable, trace, options.seccomp)
-        if case.fails_anyway(trace):
+        if trace.exit_code != 0 and trace.stopped is None and trace.interrupted is None:
             lean = understanding.recipe(Doubt.LIKELY)
             return case.report(trace, understanding.requirements, Verdict(lean, False, False, ()), Proof(lean, {}, ()))
         return case.settled(trace, understanding)
@@ -79,64 +94,104 @@ class _Case:
         for number in range(1, self.options.repeat + 1):
             again = f", run {number} of {self.options.repeat}" if self.options.repeat > 1 else ""
             self.announce(f"tracing the workload with every privilege{again}")
-            traces.append(self._traced(self.broad, extra, quiet=number > 1))
+            service = service_of(self.options)
+            traces.append(self._traced(self.broad, service, extra, quiet=number > 1, interruptible=first_interrupt))
+            if traces[-1].interrupted is not None:
+                self._interrupted(traces[-1])
+            elif self.options.run_for is not None and traces[-1].stopped is None:
+                self.announce("it ended by itself before that time: profiled as a command that ends")
+            judge_traced(self.options, traces[-1])
         return _merged(traces)
 
-    def _traced(self, recipe: Recipe, extra_calls: frozenset[str] = frozenset(), *, quiet: bool = True) -> Trace:
+    def _interrupted(self, trace: Trace) -> None:
+        """Ctrl-C has ended the service, which so has done what it should."""
+        self.announce(f"stopped after {trace.interrupted:.1f} s: going on to the reruns (Ctrl-C again ends them)")
+
+    def _traced(
+        self,
+        recipe: Recipe,
+        service: Service | None,
+        extra_calls: frozenset[str] = frozenset(),
+        *,
+        quiet: bool = True,
+        interruptible: Interruptible = contextlib.nullcontext,
+    ) -> Trace:
         return traced(
             self.sandbox.start(recipe, quiet=quiet),
             extra_calls=extra_calls,
             timeout=self.options.timeout,
-            stop_after=self.options.run_for,
+            service=service,
+            on_progress=None if quiet or service is not None else self._hint(),
+            interruptible=interruptible,
         )
 
-    def fails_anyway(self, trace: Trace) -> bool:
-        """Whether there is nothing to rerun: the workload fails with every privilege too.
+    def _hint(self) -> Progress:
+        """Says once that what goes on for so long may be a service."""
+        said = False
 
-        Raises WorkloadError when it is the user's own check that fails.
-        """
-        if self.options.run_for is not None or self.options.until_healthy:
-            return False
-        if self.options.check is not None and trace.exit_code == 0:
-            failed = checked(self.options.check)
-            if failed is not None:
-                raise WorkloadError(f"even with every privilege {failed}", "mend the workload or its --check first")
-        return trace.exit_code != 0
+        def progress(seconds: float, calls: int) -> None:
+            nonlocal said
+            if not said and seconds > HINT_SECONDS:
+                said = True
+                self.announce(f"still running after {seconds:.0f} s: a service? stop it with Ctrl-C, or use --for")
+
+        return progress
 
     def settled(self, trace: Trace, understanding: Understanding) -> Report:
         """The recipe that passes, reduced by removal, with what the reruns say of each requirement."""
-        bench = self._bench(trace)
+        passes = meaning(self.options, trace)
+        if len(passes) > 1 or service_again(self.options, trace) is not None:
+            self.announce(f"a rerun passes if {', '.join(passes)}")
+        bench = self._bench(trace, understanding)
         full = understanding.recipe(Doubt.DOUBTFUL)
-        everything = self.options.strict or self.options.keep_optional
-        candidates = [full] if everything else [understanding.recipe(Doubt.LIKELY), full]
-        recipe = passing(bench, candidates, self.broad, order=weight, investigate=self._denied)
-        proof = Proof(recipe, {}, ()) if everything else self._proof(bench, recipe)
+        candidates = [full] if self.options.strict else [understanding.recipe(Doubt.LIKELY), full]
+        investigate = functools.partial(self._denied, trace)
+        recipe = passing(bench, candidates, self.broad, order=weight, investigate=investigate)
+        proof = self._proof(bench, recipe)
+        recipe = self._with_optional(bench, understanding, proof.recipe) if self.options.keep_optional else proof.recipe
         verdict = Verdict(
-            proof.recipe,
+            recipe,
             verified=True,
-            minimal=proof.complete and not any(trace.losses.values()),
+            minimal=recipe == proof.recipe and proof.complete and not any(trace.losses.values()),
             runs=bench.runs,
             denials={member: bench.failures.get(rerun.recipe, "") for member, rerun in proof.needed.items()},
+            passes=passes,
         )
-        return self.report(trace, self._told(understanding.requirements, proof), verdict, proof)
+        return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof)
 
-    def _bench(self, trace: Trace) -> Bench:
-        options = self.options
-        stdout = self.sandbox.rerun(self.broad, timeout=options.timeout).stdout if options.compare_output else None
-        accepts = Acceptance(
-            trace.exit_code, options.run_for is not None, stdout, options.check, digests(options.expect)
-        )
+    def _with_optional(self, bench: Bench, understanding: Understanding, proved: Recipe) -> Recipe:
+        """`proved` and what else was asked for, rerun; `proved` alone if the workload then fails, as some do."""
+        recipe = proved | reduce(unmet(understanding.requirements, proved), weight, up_to=Doubt.DOUBTFUL)
+        if bench.run(recipe, "with what is optional").passed:
+            return recipe
+        self.announce("what is optional is left out: with it the workload fails")
+        return proved
+
+    def _bench(self, trace: Trace, understanding: Understanding) -> Bench:
+        options, strict = self.options, self.options.strict
+        if options.compare_output:
+            self.announce("running it once more with every privilege, for the output to compare with")
         return Bench(
             self.sandbox,
-            accepts,
-            timeout=options.run_for or options.timeout or max(QUICK, 4 * trace.seconds + 10),
-            jobs=1 if options.check or options.expect else options.jobs,
+            acceptance(options, trace, self.sandbox, self.broad),
+            timeout=time_limit(options, trace),
+            jobs=1 if options.check or strict else options.jobs,
+            service=service_again(options, trace),
+            examine=functools.partial(self._refused, trace, understanding) if strict else None,
             on_run=self._tell,
         )
 
-    def _denied(self, rerun: Rerun) -> Recipe:
+    def _refused(self, trace: Trace, understanding: Understanding, recipe: Recipe) -> str | None:
+        """Watch a run with `recipe`, which passes: the first call that is refused in it and had succeeded."""
+        rows = unmet(understanding.requirements, recipe)
+        if not rows:
+            return None
+        return divergence(rows, self._traced(recipe, service_again(self.options, trace), calls_of(rows)))
+
+    def _denied(self, trace: Trace, rerun: Rerun) -> Recipe:
         self.announce("watching the failing run to see what it is denied")
-        return denied(self._traced(rerun.recipe), rerun.recipe, self.facts.grantable, weight)
+        watched = self._traced(rerun.recipe, service_again(self.options, trace))
+        return denied(watched, rerun.recipe, self.facts.grantable, weight)
 
     def _proof(self, bench: Bench, recipe: Recipe) -> Proof:
         if self.options.prove is Prove.NONE:
@@ -144,7 +199,7 @@ class _Case:
         until = time.monotonic() + self.options.prove_budget if self.options.prove is Prove.BUDGET else None
         return prove(bench, recipe, order=weight, until=until)
 
-    def _told(self, rows: Sequence[Requirement], proof: Proof) -> tuple[Requirement, ...]:
+    def _told(self, trace: Trace, rows: Sequence[Requirement], proof: Proof) -> tuple[Requirement, ...]:
         """Requirements whose evidence names no file get it from a watched run without the member: the refused call.
 
         Opening a file for reading is not stopped in the traced run (there are far too many of them), so the check is
@@ -158,7 +213,8 @@ class _Case:
                 told.append(row)
                 continue
             self.announce(f"watching a run without {member.label} to see what it is denied")
-            refused = refusals(self._traced(proof.recipe - {member}, calls), row)
+            watched = self._traced(proof.recipe - {member}, service_again(self.options, trace), calls)
+            refused = refusals(watched, row)
             named = tuple(observation for observation in refused if observation.args)
             told.append(dataclasses.replace(row, evidence=named[:4] + row.evidence))
         return tuple(told)
@@ -166,7 +222,11 @@ class _Case:
     def _tell(self, rerun: Rerun) -> None:
         labels = " ".join(sorted(p.label for p in rerun.recipe)) if len(rerun.recipe) <= 8 else "many privileges"
         outcome = rerun.outcome
-        failed = "did not end in time" if outcome.timed_out else f"failed with exit code {outcome.exit_code}"
+        failed = f"failed with exit code {outcome.exit_code}"
+        if outcome.timed_out and outcome.stopped is None:
+            failed = "did not end in time"
+        elif outcome.stopped is not None or outcome.exit_code == 0:
+            failed = f"failed: {rerun.failure}"
         ended = "passed" if rerun.passed else failed
         self.announce(f"{rerun.purpose}: [{labels or 'no privilege'}] {ended} ({outcome.seconds:.1f} s)")
 
@@ -178,7 +238,7 @@ class _Case:
         if opens_calls(verdict.recipe):
             place = place_of(self.options.output)
             self.profiles.keep(verdict.recipe, place)
-            self.sandbox.profile_path = str(place)
+            self.sandbox.profile_path = str(place.absolute())
         return Report(
             facts=self.facts,
             engine=self.sandbox.name,
@@ -211,4 +271,6 @@ def _merged(traces: Sequence[Trace]) -> Trace:
         losses=losses,
         exit_code=next((t.exit_code for t in traces if t.exit_code), 0),
         notes=tuple(dict.fromkeys(note for trace in traces for note in trace.notes)),
+        stopped=next((t.stopped for t in traces if t.stopped is not None), None),
+        interrupted=max((t.interrupted for t in traces if t.interrupted is not None), default=None),
     )

@@ -129,6 +129,13 @@ SITES: tuple[Site, ...] = (
     ),
     _site(
         None,
+        "bprm_caps_from_vfs_caps",
+        _SURE,
+        "the file carries this capability: without it in the bounding set exec refuses the file with EPERM",
+        "execve",
+    ),
+    _site(
+        None,
         "cap_bprm_creds_from_file handle_privileged_root begin_new_exec bprm_execve",
         _NEVER,
         "asked for a traced program at exec",

@@ -23,13 +23,17 @@ _MAX_ID = (1 << 31) - 1  # moby/sys/user: ids above are refused
 
 @dataclass(frozen=True)
 class Image:
-    """A local image: its name as the user gave it, its id, and what its configuration says."""
+    """A local image: its name as the user gave it, its id, and what its configuration says.
+
+    `health_check`: it has one (HEALTHCHECK of a Dockerfile, other than NONE).
+    """
 
     name: str
     id: str
     entrypoint: tuple[str, ...]
     cmd: tuple[str, ...]
     user: str
+    health_check: bool = False
 
 
 def find_image(engine: Engine, run: DockerRun) -> Image:
@@ -53,6 +57,7 @@ def find_image(engine: Engine, run: DockerRun) -> Image:
         entrypoint=tuple(config.get("Entrypoint") or ()),
         cmd=tuple(config.get("Cmd") or ()),
         user=str(config.get("User") or ""),
+        health_check=((config.get("Healthcheck") or {}).get("Test") or ["NONE"])[0] != "NONE",
     )
 
 

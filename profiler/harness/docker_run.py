@@ -15,7 +15,9 @@ from typing import IO
 
 from profiler.errors import HostError, ProfilerError
 from profiler.harness.docker_engine import Engine, Refused
+from profiler.harness.docker_files import Produced
 from profiler.harness.interface import Caught
+from profiler.harness.service import Service
 from profiler.model import Outcome
 
 TAIL = 64 * 1024
@@ -26,16 +28,42 @@ _WALL = 0x40000000  # linux/wait.h __WALL: children and tracees of every kind
 _REAP_SECONDS = 5.0
 _KILL_MILLISECONDS = 100
 _REAP_LOOK_SECONDS = 0.005
+_INSIDE_SECONDS = 300.0  # for a user's check
 _LOOK_SECONDS = 1.0  # between two looks whether an engine is still there, when its client has ended early
+
+
+class Living:
+    """A container that runs: implements `Running`."""
+
+    def __init__(self, engine: Engine, container: str) -> None:
+        self._engine = engine
+        self._container = container
+
+    def health(self) -> str:
+        """The engine's word for its health check; empty when it makes none."""
+        return str((self._engine.inspect(self._container)["State"].get("Health") or {}).get("Status", ""))
+
+    def inside(self, command: str) -> Outcome:
+        """`docker exec` of a shell, as the container's own user. HostError when it does not end in time."""
+        started = time.monotonic()
+        done = self._engine.client("exec", self._container, "/bin/sh", "-c", command, seconds=_INSIDE_SECONDS)
+        return Outcome(done.returncode, time.monotonic() - started, stdout=done.stdout, stderr=done.stderr)
 
 
 class HeldRun:
     """A container at its gate, with the real client attached to it: implements `TracedRun`."""
 
     def __init__(
-        self, engine: Engine, container: str, child: subprocess.Popen[bytes], init: int, caught: Caught
+        self,
+        engine: Engine,
+        container: str,
+        child: subprocess.Popen[bytes],
+        init: int,
+        caught: Caught,
+        produced: Produced,
     ) -> None:
         """Take over `container` and `child`. `init` is the pid, on this host, of the container's first process."""
+        self._produced = produced
         self._engine = engine
         self._container = container
         self._child = child
@@ -53,6 +81,11 @@ class HeldRun:
         """The held process."""
         return self._caught
 
+    @property
+    def running(self) -> Living:
+        """What can be asked of the run while it goes on."""
+        return Living(self._engine, self._container)
+
     def wait(self, deadline: float | None = None) -> Outcome:
         """Wait for the container's end; past `deadline` (monotonic clock, seconds) stop it as `docker stop` does.
 
@@ -65,7 +98,7 @@ class HeldRun:
         code = self._engine.exit_code(self._container)
         seconds = time.monotonic() - self._started
         _end(self._child)
-        return Outcome(code, seconds, timed_out)
+        return Outcome(code, seconds, timed_out, files=self._produced.digests())
 
     def _await_end(self, deadline: float | None) -> bool:
         """False when `deadline` passed first."""
@@ -96,6 +129,10 @@ class HeldRun:
             with suppress(ProfilerError):
                 self._engine.kill(self._container)
 
+    def lost(self) -> bool:
+        """Whether the engine has gone away. It is asked only once its client has ended: a client that waits has one."""
+        return self._child.poll() is not None and not self._engine.answers()
+
     def close(self) -> None:
         """Remove the container with its anonymous volumes, and end the client. Idempotent; quiet without an engine."""
         if self._closed:
@@ -121,10 +158,6 @@ class HeldRun:
         while _is_our_tracee(self._caught.pid) and time.monotonic() < deadline:
             with suppress(ChildProcessError):  # the tracer took it just now
                 os.waitpid(self._caught.pid, os.WNOHANG | _WALL)
-    def lost(self) -> bool:
-        """Whether the engine has gone away. It is asked only once its client has ended: a client that waits has one."""
-        return self._child.poll() is not None and not self._engine.answers()
-
             select.select([], [], [], _REAP_LOOK_SECONDS)
 
 
@@ -138,13 +171,24 @@ def _is_our_tracee(pid: int) -> bool:
     return tracer != "0" and Path(f"/proc/self/task/{tracer}").exists()
 
 
-def captured(engine: Engine, container: str, *, interactive: bool, stdin: IO[bytes], timeout: float | None) -> Outcome:
+def captured(
+    engine: Engine,
+    container: str,
+    *,
+    interactive: bool,
+    stdin: IO[bytes],
+    timeout: float | None,
+    service: Service | None = None,
+    expected: tuple[str, ...] = (),
+) -> Outcome:
     """Start a created container, wait for its end, and return it with the last 64 KiB of each output.
 
-    After `timeout` seconds it is killed and the outcome says so. A container that does not start gives the exit code of
-    `docker run` for it (127 no such command, 126 not executable, 125 a device that is gone) and the engine's words as
-    stderr. Removing it is the caller's part. Raises Refused when the engine cannot start it for any other reason.
+    After `timeout` seconds, or when `service` says so, it is killed and the outcome says so. A container that does not
+    start gives the exit code of `docker run` for it (127 no such command, 126 not executable, 125 a device that is
+    gone) and the engine's words as stderr. `expected` are the files that the outcome tells of. Removing the container
+    is the caller's part. Raises Refused when the engine cannot start it for any other reason.
     """
+    produced = Produced(engine, container, expected)
     started = time.monotonic()
     child = engine.attach(
         container,
@@ -158,10 +202,21 @@ def captured(engine: Engine, container: str, *, interactive: bool, stdin: IO[byt
     assert child.stderr is not None
     tails = (_Tail(child.stdout), _Tail(child.stderr))
     client = os.pidfd_open(child.pid)
+    stopped = None
     try:
         poller = select.poll()
         poller.register(client, select.POLLIN)
-        timed_out = not poller.poll(_milliseconds(timeout))
+
+        def ended(seconds: float | None) -> bool:
+            return bool(poller.poll(_milliseconds(seconds)))
+
+        if service is None:
+            timed_out = not ended(timeout)
+        else:
+            while engine.inspect(container)["State"]["Status"] == "created" and not ended(_REAP_LOOK_SECONDS):
+                pass  # a service lives from its start, not from the engine's preparations
+            stopped = service.watch(Living(engine, container), ended)
+            timed_out = stopped is not None
         if timed_out:
             _kill(engine, container, poller)
         code = _code(engine, container, timed_out)
@@ -172,7 +227,8 @@ def captured(engine: Engine, container: str, *, interactive: bool, stdin: IO[byt
         os.close(client)
         _end(child)
         stdout, stderr = (tail.finish() for tail in tails)
-    return Outcome(code, time.monotonic() - started, timed_out, stdout, stderr)
+    seconds = time.monotonic() - started
+    return Outcome(code, seconds, timed_out, stdout, stderr, stopped, produced.digests())
 
 
 def _kill(engine: Engine, container: str, client_ended: select.poll) -> None:

@@ -21,6 +21,7 @@ from profiler.errors import HostError, ProfilerError
 from profiler.harness import docker_cautions as cautions
 from profiler.harness.docker_arguments import DockerRun, flag_words, parse
 from profiler.harness.docker_engine import Engine
+from profiler.harness.docker_files import Produced
 from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of
 from profiler.harness.docker_gate import (
     STATE_PLACES,
@@ -34,7 +35,7 @@ from profiler.harness.docker_gate import (
 from profiler.harness.docker_grants import Grants, check_engine, check_user, find_grants, lsms_of
 from profiler.harness.docker_image import Image, account, command_of, find_image, is_root, user_of, with_home
 from profiler.harness.docker_run import HeldRun, captured
-from profiler.harness.interface import Caught, steering
+from profiler.harness.interface import Caught, Service, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.filters import filters_of
@@ -75,6 +76,7 @@ class DockerSandbox:
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self.profile_path = profile_path
         self.profile_of = profile_of
+        self.expected: tuple[str, ...] = ()
         self.notes = cautions.notes(self._run)
         self.warnings = cautions.warnings(self._run)
         self._filters: dict[frozenset[str], bytes | None] = {}
@@ -172,6 +174,7 @@ class DockerSandbox:
         words = self._create_words(run.without(hidden), present, (*own_user, *gate_flags(self._gate)), command=False)
         container = engine.create(words)
         try:
+            produced = Produced(engine, container, self.expected)
             with self._replayed() if quiet else self._fed() as fed:
                 child = engine.attach(
                     container,
@@ -180,11 +183,13 @@ class DockerSandbox:
                     stdout=subprocess.DEVNULL if quiet else self._stdout,
                     stderr=subprocess.DEVNULL if quiet else self._stderr,
                     options=_client_options(run),
+                    # Ctrl-C is ours to pass on; a client with a share in the terminal must be in its foreground.
+                    own_group=quiet or not (run.is_set("interactive") or run.is_set("tty")),
                 )
             try:
                 init, gate = await_gate(engine, container, child)
                 caught = replace(self._caught(container, gate, argv, user), capabilities=kept)
-                held = HeldRun(engine, container, child, init, caught)
+                held = HeldRun(engine, container, child, init, caught, produced)
             except BaseException:
                 child.kill()
                 child.wait()
@@ -196,7 +201,7 @@ class DockerSandbox:
         self._runs.append(held)
         return held
 
-    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
+    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0, service: Service | None = None) -> Outcome:
         """Run the user's own command, untraced, with exactly `recipe`; `timeout` in seconds, then it is killed.
 
         `slot` is of no use here: every container is its own. A command with `-it` gets no terminal, as there is none to
@@ -206,7 +211,34 @@ class DockerSandbox:
         interactive = run.is_set("interactive")
         words = self._create_words(run.without({"tty"} if interactive else ()), recipe, (), command=True)
         with self._replayed() as stdin, throwaway(engine, words) as container:
-            return captured(engine, container, interactive=interactive, stdin=stdin, timeout=timeout)
+            self._reruns.add(container)
+            try:
+                if self._aborted:
+                    raise HostError("the rerun was given up")
+                return captured(
+                    engine,
+                    container,
+                    interactive=interactive,
+                    stdin=stdin,
+                    timeout=timeout,
+                    service=service,
+                    expected=self.expected,
+                )
+            finally:
+                self._reruns.discard(container)
+
+    def abort(self) -> None:
+        """See `Sandbox`. A container that is about to be started must not be: they are removed, not only killed."""
+        self._aborted = True
+        for container in tuple(self._reruns):
+            with suppress(ProfilerError):
+                self._engine.remove(container)
+
+    def health_check(self) -> bool:
+        """Whether the image or the command has one, and the command does not switch it off."""
+        if self._run.is_set("no-healthcheck"):
+            return False
+        return bool(self._run.value("health-cmd")) or self._image.health_check
 
     def parallel(self) -> bool:
         """Whether several reruns may run at a time: no fixed name, port or address, and no place that both write."""
@@ -259,6 +291,8 @@ class DockerSandbox:
         if "_directory" in kept:
             remove_state_directory(self._directory)
         if "_engine" in kept:
+            with suppress(ProfilerError):  # an exception may have come between the engine's answer and us
+                self._engine.remove_own()
             self._engine.close()
 
     # Its parts
@@ -280,8 +314,6 @@ class DockerSandbox:
         if not added:
             return recipe, None
         kept = frozenset(p.name for p in recipe if isinstance(p, Capability))
-            with suppress(ProfilerError):  # an exception may have come between the engine's answer and us
-                self._engine.remove_own()
         more: set[Privilege] = set(map(Capability, added))
         unconfined = SecurityOption(SECCOMP_UNCONFINED) in recipe
         if not unconfined and self.profile_of is not None and self.filter_of(kept) is not None:
@@ -356,6 +388,14 @@ def clean_leftovers() -> tuple[str, ...]:
     return tuple(removed)
 
 
+def _clean_engine(engine: Engine) -> list[str]:
+    """Remove this engine's containers whose owner is gone. Raises ProfilerError."""
+    abandoned = [container for container, tag in engine.labelled().items() if is_leftover(tag)]
+    for container in abandoned:
+        engine.remove(container)
+    return [f"container {container[:12]}" for container in abandoned]
+
+
 def _holds_mount(directory: Path) -> bool:
     """Whether something is mounted below: removing would go through it (field 5 of proc_pid_mountinfo(5))."""
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -382,11 +422,3 @@ def _is_terminal(descriptor: int) -> bool:
         return os.isatty(descriptor)
     except OSError:
         return False
-def _clean_engine(engine: Engine) -> list[str]:
-    """Remove this engine's containers whose owner is gone. Raises ProfilerError."""
-    abandoned = [container for container, tag in engine.labelled().items() if is_leftover(tag)]
-    for container in abandoned:
-        engine.remove(container)
-    return [f"container {container[:12]}" for container in abandoned]
-
-

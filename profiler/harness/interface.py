@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from profiler.harness.service import Running, Service
 from profiler.model import Capability, HostFacts, Outcome, Privilege, Recipe
 
 
@@ -52,6 +53,10 @@ class TracedRun(Protocol):
     def caught(self) -> Caught:
         """The held process."""
 
+    @property
+    def running(self) -> Running:
+        """What can be asked of the run while it goes on. Safe from any thread."""
+
     def wait(self, deadline: float | None = None) -> Outcome:
         """Wait for the end of the whole workload (after the tracer let it go) and return how it ended.
 
@@ -62,18 +67,19 @@ class TracedRun(Protocol):
     def stop(self) -> None:
         """Stop it as its engine would (SIGTERM, then SIGKILL); `wait` returns soon after. Safe from any thread."""
 
+    def lost(self) -> bool:
+        """Whether the engine that runs it has gone away, so that nobody would tell its end. Safe from any thread."""
+
     def close(self) -> None:
         """Remove everything of ours that the run still holds (container, mounts, files). Idempotent."""
 
 
 class Sandbox(Protocol):
-    def lost(self) -> bool:
-        """Whether the engine that runs it has gone away, so that nobody would tell its end. Safe from any thread."""
-
     """Where a workload runs: Docker, or the embedded sandbox."""
 
     name: str  # "docker" or "native": the manifest's workload.engine
     profile_of: Callable[[Recipe], str] | None  # the seccomp profile to use for a recipe that opens system calls
+    expected: tuple[str, ...]  # files, as the workload names them, that an outcome shall tell of
     profile_path: str | None  # the one that the printed command names
 
     def facts(self) -> HostFacts:
@@ -90,11 +96,15 @@ class Sandbox(Protocol):
         be left with; the engine's filter is the recipe's.
         """
 
-    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
+    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0, service: Service | None = None) -> Outcome:
         """Run the user's own command untraced with exactly `recipe`, output captured, and wait for its end.
 
+        After `timeout` seconds it is killed. A `service` is watched instead, and killed when that says so.
         `slot` tells parallel reruns apart. Standard input is replayed from what the first run read.
         """
+
+    def health_check(self) -> bool:
+        """Whether the engine makes a health check of the workload."""
 
     def parallel(self) -> bool:
         """Whether several reruns may run at a time (no fixed name, no published port, no shared volume)."""
@@ -118,12 +128,12 @@ class Sandbox(Protocol):
         """The seccomp filter (an array of `struct sock_filter`) that this engine installs for a container with these
         capabilities by default; None where there is none."""
 
+    def abort(self) -> None:
+        """End the reruns that other threads still wait for, and refuse to start further ones. Safe from any thread."""
+
     def close(self) -> None:
         """Remove everything of ours. Idempotent."""
 
 
 Announce = Callable[[str], None]  # one line for the user's eyes; the caller prints it on stderr
-__all__ = ["Announce", "Caught", "Credentials", "Privilege", "Sandbox", "TracedRun", "steering"]
-    def abort(self) -> None:
-        """End the reruns that other threads still wait for, and refuse to start further ones. Safe from any thread."""
-
+__all__ = ["Announce", "Caught", "Credentials", "Privilege", "Sandbox", "Service", "TracedRun", "steering"]

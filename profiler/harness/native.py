@@ -20,7 +20,7 @@ from profiler import __version__
 from profiler.errors import HostError, UsageError
 from profiler.harness import native_cgroups, native_devices, native_mounts
 from profiler.harness.docker_flags import flags_of
-from profiler.harness.interface import Caught, steering
+from profiler.harness.interface import Caught, Service, steering
 from profiler.harness.native_run import Helper, NativeRun, has_terminal
 from profiler.harness.native_spec import KILL, Spec
 from profiler.harness.stdin import Spool
@@ -52,6 +52,7 @@ class NativeSandbox:
             raise UsageError("no command is given", "capprofile run -- COMMAND ARG…")
         self.profile_of: Callable[[Recipe], str] | None = None  # there is no filter here, so there is none to open
         self.profile_path: str | None = None
+        self.expected: tuple[str, ...] = ()
         self._argv = tuple(argv)
         self._cwd = cwd
         self._env = tuple(env.items())
@@ -103,7 +104,7 @@ class NativeSandbox:
         self._run = NativeRun(helper, Caught(helper.workload, self._argv, env, capabilities=kept))
         return self._run
 
-    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0) -> Outcome:
+    def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0, service: Service | None = None) -> Outcome:
         """Run the command untraced with `recipe` and wait, at most `timeout` seconds, for its end.
 
         Output is captured, standard input replayed. It has a session of its own: there is no terminal to share.
@@ -112,11 +113,23 @@ class NativeSandbox:
             helper = self._spawn(recipe, stdin.fileno(), subprocess.PIPE, at_gate=False, own_session=True, slot=slot)
         self._reruns.add(helper)
         try:
-            return helper.capture(timeout)
+            if self._aborted:
+                raise HostError("the rerun was given up")
+            return helper.capture(timeout, service)
         finally:
+            self._reruns.discard(helper)
             helper.close()
 
-            self._reruns.discard(helper)
+    def abort(self) -> None:
+        """See `Sandbox`."""
+        self._aborted = True
+        for helper in tuple(self._reruns):
+            helper.say(KILL)
+
+    def health_check(self) -> bool:
+        """There is no engine to make one."""
+        return False
+
     def parallel(self) -> bool:
         """Reruns share nothing but the host's network, if that."""
         return self._private_network
@@ -176,6 +189,7 @@ class NativeSandbox:
             name=name,
             stores=stores,
             hidden=(str(STATE), str(DISK), *_UNREACHABLE),
+            expected=self.expected,
         )
         helper = Helper(spec, stdin, output)
         self._notes = helper.notes
@@ -191,6 +205,8 @@ def clean_leftovers() -> tuple[str, ...]:
     for directory in directories:
         try:
             shutil.rmtree(directory)
+        except FileNotFoundError:  # the run's own helper, or another capprofile, is at it too
+            shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
             raise HostError(f"{directory} cannot be removed: {error.strerror}", "remove it by hand") from error
     groups = native_cgroups.leftovers(native_mounts.visible(native_mounts.current()), is_leftover)
@@ -205,8 +221,6 @@ def _make_stores(name: str) -> tuple[str, ...]:
         with suppress(OSError):  # a read-only /var
             (base / name).mkdir(mode=0o700, parents=True)
             made.append(str(base / name))
-        except FileNotFoundError:  # the run's own helper, or another capprofile, is at it too
-            shutil.rmtree(directory, ignore_errors=True)
     if not made:
         raise HostError(f"neither {DISK} nor {STATE} can be written", "make one of them a writable directory")
     return tuple(made)

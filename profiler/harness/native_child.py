@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from profiler.errors import ProfilerError
 from profiler.harness import native_cgroups, native_mounts, native_root, native_system
+from profiler.harness.fingerprint import digest_of, stamp_of
 from profiler.harness.native_spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.kernel import namespaces
 from profiler.kernel.capabilities import drop_bounding, set_own
@@ -92,13 +93,15 @@ def _init(
     try:
         umask = os.umask(0o022)
         notes = host.notes + _build(spec, host)
+        before = {path: stamp_of(path) for path in spec.expected}
         started = time.monotonic()
         workload, pidfd = _start(spec, umask, defaults)
         _let_go_of_stdio()
         socket.send_fds(control, [encode(HELD, notes=notes)], [pidfd])
         status = _attend(control, helper, workload, pidfd)
         seconds = time.monotonic() - started
-        control.send(encode(ENDED, code=128 - status if status < 0 else status, seconds=seconds))
+        files = {path: digest_of(path) if stamp_of(path) != stamp else "" for path, stamp in before.items()}
+        control.send(encode(ENDED, code=128 - status if status < 0 else status, seconds=seconds, files=files))
     except (OSError, ProfilerError) as error:
         _tell_failure(control, error)
     finally:

@@ -14,10 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from profiler.errors import HostError
+from profiler.errors import HostError, UsageError
 from profiler.harness import native_cgroups, native_mounts
 from profiler.harness.interface import Caught
 from profiler.harness.native_spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
+from profiler.harness.service import Service
 from profiler.model import Outcome
 
 TAIL = 64 * 1024  # bytes of output kept of each stream
@@ -44,6 +45,11 @@ class NativeRun:
         """The held process, as this host numbers it."""
         return self._caught
 
+    @property
+    def running(self) -> Alone:
+        """What can be asked of the run while it goes on."""
+        return Alone()
+
     def wait(self, deadline: float | None = None) -> Outcome:
         """Wait for the workload's main process to end; everything else of it ends then. See `TracedRun.wait`."""
         timed_out = not self._helper.wait(deadline)
@@ -51,22 +57,36 @@ class NativeRun:
             self.stop()
             self._helper.wait(time.monotonic() + GRACE + _LATE)
         self._helper.close()
-        return Outcome(self._helper.exit_code, self._helper.seconds, timed_out)
+        return Outcome(self._helper.exit_code, self._helper.seconds, timed_out, files=self._helper.files)
 
     def stop(self) -> None:
         """SIGTERM to the main process, and after ten seconds SIGKILL to all. Safe from any thread."""
         self._helper.say(STOP)
+
+    def lost(self) -> bool:
+        """Never: without its helper the sandbox ends by itself."""
+        return False
 
     def close(self) -> None:
         """Kill what still runs and remove it. Idempotent."""
         self._helper.close()
 
 
-class Helper:
-    def lost(self) -> bool:
-        """Never: without its helper the sandbox ends by itself."""
-        return False
+class Alone:
+    """Implements `Running` where there is no engine: nobody makes health checks or lets a command in."""
 
+    def health(self) -> str:
+        """None is made."""
+        return ""
+
+    def inside(self, command: str) -> Outcome:
+        """There is no way in."""
+        raise UsageError(
+            "the embedded sandbox runs nothing beside its workload", "use --check, or profile a docker run"
+        )
+
+
+class Helper:
     """The helper process of one run, seen from here. `workload` is the main process's pid on this host."""
 
     def __init__(self, spec: Spec, stdin: int, output: int | None) -> None:
@@ -76,6 +96,7 @@ class Helper:
         self._foreground = spec.foreground
         self.exit_code = KILLED  # unless the last message says otherwise
         self.seconds = 0.0
+        self.files: dict[str, str] = {}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         fd = spec.to_fd()
         try:
@@ -130,31 +151,43 @@ class Helper:
         self._read_end()
         return True
 
-    def capture(self, timeout: float | None) -> Outcome:
-        """Read the output until the run has ended, or kill it after `timeout` seconds."""
-        deadline = None if timeout is None else self.started + timeout
+    def capture(self, timeout: float | None, service: Service | None = None) -> Outcome:
+        """Read the output until the run has ended, or kill it after `timeout` seconds, or when `service` says so."""
         tails = {"out": bytearray(), "err": bytearray()}
-        timed_out = False
+        stopped = None
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ, "end")
             for stream, name in ((self._process.stdout, "out"), (self._process.stderr, "err")):
                 assert stream is not None
                 selector.register(stream, selectors.EVENT_READ, name)
-            while selector.get_map():
-                ready = selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
-                if not ready and deadline is not None:
-                    if timed_out:
-                        self._process.kill()  # the helper hangs: the kernel ends the namespace with it
-                    timed_out = True
-                    self.say(KILL)
-                    deadline = time.monotonic() + _LATE
-                for key, _ in ready:
-                    if key.data == "end":
-                        self._read_end()
-                    elif _read_tail(key.fd, tails[key.data]):
-                        continue
-                    selector.unregister(key.fileobj)
-        return Outcome(self.exit_code, self.seconds, timed_out, bytes(tails["out"]), bytes(tails["err"]))
+            if service is not None:
+                stopped = service.watch(Alone(), lambda seconds: self._read(selector, tails, seconds))
+                timed_out = stopped is not None
+            else:
+                timed_out = not self._read(selector, tails, timeout)
+            if timed_out:
+                self.say(KILL)
+                if not self._read(selector, tails, _LATE):
+                    self._process.kill()  # the helper hangs: the kernel ends the namespace with it
+                    self._read(selector, tails, None)
+        return Outcome(
+            self.exit_code, self.seconds, timed_out, bytes(tails["out"]), bytes(tails["err"]), stopped, self.files
+        )
+
+    def _read(self, selector: selectors.BaseSelector, tails: dict[str, bytearray], seconds: float | None) -> bool:
+        """Read output and the helper's message until all have ended; False when `seconds` were not enough."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while selector.get_map():
+            ready = selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not ready and deadline is not None and time.monotonic() >= deadline:
+                return False
+            for key, _ in ready:
+                if key.data == "end":
+                    self._read_end()
+                elif _read_tail(key.fd, tails[key.data]):
+                    continue
+                selector.unregister(key.fileobj)
+        return True
 
     def _read_end(self) -> None:
         """The last message; none when the sandbox was killed."""
@@ -164,6 +197,9 @@ class Helper:
             if message and (facts := decode(message))["kind"] == ENDED:
                 self.exit_code = int(str(facts["code"]))
                 self.seconds = float(str(facts["seconds"]))
+                files = facts["files"]
+                assert isinstance(files, dict)
+                self.files = files
 
     def close(self) -> None:
         """Kill what runs, wait until the helper has cleaned up, take the terminal back. Idempotent."""

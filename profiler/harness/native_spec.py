@@ -46,6 +46,7 @@ class Spec:
     name: str  # unique on this host; begins with the owner's tag
     stores: tuple[str, ...]
     hidden: tuple[str, ...]  # host paths that the sandbox must not see
+    expected: tuple[str, ...] = ()  # files whose digests the last message shall tell
 
     def to_fd(self) -> int:
         """A new memfd (close-on-exec, read from its start) that holds this specification."""
@@ -61,7 +62,7 @@ class Spec:
         with os.fdopen(fd, "rb") as file:
             raw = json.load(file)
         raw["nodes"] = tuple(Node(**node) for node in raw["nodes"])
-        for key in ("argv", "capabilities", "stores", "hidden"):
+        for key in ("argv", "capabilities", "stores", "hidden", "expected"):
             raw[key] = tuple(raw[key])
         for key in ("env", "links"):
             raw[key] = tuple((first, second) for first, second in raw[key])

@@ -10,7 +10,7 @@ examples of one kind are merged into one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from profiler.model import Observation, Process
@@ -59,14 +59,23 @@ class Ledger:
 
     `gate` is the workload's first task: chains of parents end there. `examples` is how many different arguments and
     paths are kept of one kind of call (same program, call, result and checks), `entries` how many entries in all;
-    what is beyond is merged into the kind's entry, which keeps the first one's arguments.
+    what is beyond is merged into the kind's entry, which keeps the first one's arguments. `carried` tells what the
+    kernel compared for an executed file's own capabilities; it is called by `feed`, soon after the file was executed.
     """
 
-    def __init__(self, gate: int | None = None, *, examples: int = EXAMPLES, entries: int = ENTRIES) -> None:
+    def __init__(
+        self,
+        gate: int | None = None,
+        *,
+        examples: int = EXAMPLES,
+        entries: int = ENTRIES,
+        carried: Callable[[Exec], Signature] = lambda _: (),
+    ) -> None:
         self._lock = threading.Lock()
         self._processes = Processes(gate)
         self._examples = examples
         self._limit = entries
+        self._carried = carried
         self._pending: dict[int, list[_Entry]] = {}
         self._entries: dict[_Key, _Entry] = {}
         self._of_kind: dict[_Key, int] = {}
@@ -96,7 +105,11 @@ class Ledger:
 
     def feed(self, events: Sequence[Event]) -> None:
         """The witness's events, in the order of time over all calls of this method."""
-        seen = {(event.time_ns, event.pid): from_proc(event.pid) for event in events if type(event) is Exec}
+        seen = {
+            (event.time_ns, event.pid): (from_proc(event.pid), self._carried(event))
+            for event in events
+            if type(event) is Exec
+        }
         for start in range(0, len(events), BATCH):
             with self._lock:
                 for event in events[start : start + BATCH]:
@@ -125,15 +138,19 @@ class Ledger:
 
     # -- one event each, under the lock ------------------------------------------------------------------------------
 
-    def _task(self, event: Fork | Exec | TaskExit, seen: dict[tuple[int, int], Process | None]) -> None:
+    def _task(self, event: Fork | Exec | TaskExit, seen: dict[tuple[int, int], tuple[Process | None, Signature]]) -> None:
         if isinstance(event, Fork):
             self._close_before(event.child, event.time_ns)  # a reused pid
             self._processes.forked(event.time_ns, event.pid, event.child, thread=bool(event.thread))
         elif isinstance(event, Exec):
             for pid in {event.pid, event.old_pid}:
                 self._close_before(pid, event.time_ns, executed=pid == event.old_pid)
-            found = seen.get((event.time_ns, event.pid))
+            found, carried = seen.get((event.time_ns, event.pid), (None, ()))
             self._processes.executed(event.time_ns, event.pid, event.old_pid, event.filename, found)
+            if carried:
+                args = (f'"{event.filename}"',)
+                by = self._processes.of(event.pid)
+                self._count(_Entry("execve", args, event.filename, by, carried, event.time_ns), 0)
         else:
             self._close_before(event.pid, event.time_ns)
             self._processes.ended(event.time_ns, event.pid)

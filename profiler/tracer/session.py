@@ -1,8 +1,8 @@
 """`trace(run) -> Trace`: the whole life of one traced run, from the gate to the end of its last process.
 
-Three threads: the caller's steers and then holds the workload's first process (all ptrace requests come from one
-thread), the listener's answers notified calls, the witness's reads the kernel's checks. A fourth sleeps until the time
-is up.
+Four threads: the caller's steers and then holds the workload's first process (all ptrace requests come from one
+thread), the listener's answers notified calls, the witness's reads the kernel's checks, and the stopper's ends what
+shall not go on.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Final, Self
 
 from profiler.catalogue.calls import catalogue
 from profiler.errors import HostError
-from profiler.harness.interface import TracedRun
+from profiler.harness.interface import Service, TracedRun
 from profiler.kernel.bpf import assemble
 from profiler.kernel.capabilities import sets_of
 from profiler.kernel.notify import Listener
 from profiler.kernel.steer import Steered
-from profiler.model import Outcome, Process, Trace
+from profiler.model import Outcome, Process, Stopped, Trace
 from profiler.tracer.devices import DeviceWatch
+from profiler.tracer.executed import ExecutedFiles
 from profiler.tracer.ledger import Ledger
 from profiler.tracer.process import Callers
 from profiler.tracer.rawcalls import RawCalls
 from profiler.tracer.recorder import Progress, Recorder
+from profiler.tracer.stopper import STOP_SECONDS, Stopper, broken_off
 from profiler.witness.events import Event, Exec, Fork
 from profiler.witness.tracefs import CheckWitness
 
@@ -41,29 +43,34 @@ STEERING: Final = frozenset({"close"})
 NR_PRCTL: Final = 157  # asm/unistd_64.h
 PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
 
+Interruptible = Callable[[Callable[[], None]], AbstractContextManager[object]]
+"""Makes a block in which the user's first interruption calls what is given (`signals.first_interrupt`)."""
+
 
 def trace(
     run: TracedRun,
     *,
     extra_calls: frozenset[str] = frozenset(),
     timeout: float | None = None,
-    stop_after: float | None = None,
+    service: Service | None = None,
     on_progress: Progress | None = None,
+    interruptible: Interruptible = contextlib.nullcontext,
 ) -> Trace:
     """Trace `run`, which is held at its gate, to its end, and close it.
 
-    `extra_calls` (x86-64 names) are notified whatever their arguments, beside the catalogue's. After `stop_after`
-    seconds the workload is stopped as its engine would (a service never ends by itself); after `timeout` seconds too,
-    but then the trace counts it as a loss. `on_progress(seconds, calls)` is called about once a second, on another
-    thread. Raises ProfilerError (ExecutionError, TraceeEndedError, HostError) and whatever a thread of ours failed
-    with; the workload is then killed and nothing of it is left.
+    `extra_calls` (x86-64 names) are notified whatever their arguments, beside the catalogue's. A `service` is stopped
+    as its engine would when it says so; any other workload after `timeout` seconds, and then the trace counts a loss.
+    `on_progress(seconds, calls)` is called about once a second, on another thread. An interruption while the workload
+    runs (`interruptible`) ends the run and not us, but for a workload that dies of it: then KeyboardInterrupt is raised.
+    Raises ProfilerError (ExecutionError, TraceeEndedError, HostError) and whatever a thread of ours failed with; the
+    workload is then killed and nothing of it is left.
     """
     with ExitStack() as stack:
         stack.callback(run.close)
         stack.enter_context(_quick_switches())
         session = stack.enter_context(_Session(run, extra_calls - STEERING, on_progress))
         session.steer()
-        outcome = session.live(timeout, stop_after)
+        outcome = session.live(timeout, service, interruptible)
         return session.trace(outcome)
 
 
@@ -109,9 +116,13 @@ class _Session:
         self._notes: list[str] = []
         self._family = _Family(self._pid)
         self._knows_family = False
-        self._ledger = Ledger(self._pid)
-        self._timed_out = threading.Event()
-        self._ended = threading.Event()
+        self._executed = self._stack.enter_context(ExecutedFiles(self._pid))
+        self._ledger = Ledger(self._pid, carried=self._executed.checks)
+        self._stopper: Stopper | None = None
+        self._interrupted: float | None = None
+        self._stopped: Stopped | None = None
+        self._over = threading.Event()
+        self._failure: BaseException | None = None
         self._began = time.monotonic()
         self._seconds = 0.0
 
@@ -136,7 +147,7 @@ class _Session:
 
     def _abandon(self) -> None:
         """Kill the workload before its calls go unanswered, then take everything down."""
-        self._ended.set()
+        self._over.set()
         try:
             self._kill()
         finally:
@@ -220,37 +231,62 @@ class _Session:
         self._raw.feed(events)
         self._family.feed(events)
 
-    def live(self, timeout: float | None, stop_after: float | None) -> Outcome:
+    def live(self, timeout: float | None, service: Service | None, interruptible: Interruptible) -> Outcome:
         """Hold the workload until its last process has ended."""
         assert self._steered is not None
-        limits = [seconds for seconds in (timeout, stop_after) if seconds is not None]
-        deadline = self._began + min(limits) if limits else None
-        if deadline is not None:
-            late = stop_after is None or (timeout is not None and timeout < stop_after)
-            alarm = threading.Thread(target=self._stop_at, args=(deadline, late), name="alarm", daemon=True)
-            self._stack.callback(alarm.join)
-            self._stack.callback(self._ended.set)
-            alarm.start()
-        self._steered.hold()
-        self._raise_failure()
-        outcome = self._run.wait(deadline)
-        if outcome.timed_out and stop_after is None:
-            self._timed_out.set()
-        if not self._recorder.wait(LINGER_SECONDS if deadline is None else max(LINGER_SECONDS, _left(deadline))):
-            self._losses["outlived"] = 1
-            self._notes.append("processes of the workload outlived it and were not watched to their end")
-        self._ended.set()
+        deadline = None if timeout is None or service is not None else self._began + timeout
+        if service is not None:
+            self._attend(service)
+        self._stopper = stopper = Stopper(self._run, self._steered, deadline)
+        self._stack.callback(stopper.finish)
+        with interruptible(stopper.interrupt):
+            stopper.start()
+            self._steered.hold()
+            self._over.set()
+            interrupted = stopper.interrupted(time.monotonic())
+            self._raise_failure()
+            outcome = self._run.wait(deadline)
+            patience = LINGER_SECONDS if deadline is None else max(LINGER_SECONDS, _left(deadline))
+            if not self._recorder.wait(patience):
+                self._losses["outlived"] = 1
+                self._notes.append("processes of the workload outlived it and were not watched to their end")
+            stopper.finish()
+        if stopper.timed_out or outcome.timed_out:
+            self._losses["timeout"] = 1
+        if interrupted is not None:
+            if broken_off(self._steered.status, outcome.exit_code):
+                raise KeyboardInterrupt
+            self._interrupted = interrupted - self._began
         self._seconds = time.monotonic() - self._began
         self._raise_failure()
         return outcome
 
-    def _stop_at(self, deadline: float, late: bool) -> None:
-        if not self._ended.wait(_left(deadline)):
-            if late:
-                self._timed_out.set()
-            self._run.stop()
+    def _attend(self, service: Service) -> None:
+        """Begin to watch the service on a thread of its own, which stops the run when it says so."""
+        steered = self._steered
+        assert steered is not None
+
+        def attend() -> None:
+            try:
+                self._stopped = service.watch(self._run.running, self._over.wait)
+                if self._stopped is not None:
+                    self._run.stop()
+                    if self._over.wait(STOP_SECONDS):
+                        return
+            except BaseException as error:  # handed on to whoever waits for the run
+                self._failure = error
+            if not self._over.is_set():
+                steered.kill()
+
+        thread = threading.Thread(target=attend, name="service", daemon=True)
+        self._stack.callback(thread.join)
+        thread.start()
 
     def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._stopper is not None and self._stopper.failure is not None:
+            raise self._stopper.failure
         if self._recorder.failure is not None:
             raise self._recorder.failure
 
@@ -268,8 +304,6 @@ class _Session:
         observations, processes = self._ledger.finish()
         devices = self._devices.finish(self._complete)
         self._losses.update(self._devices.losses())
-        if self._timed_out.is_set():
-            self._losses["timeout"] = 1
         return Trace(
             observations,
             devices,
@@ -279,6 +313,9 @@ class _Session:
             self._seconds,
             processes,
             (*self._notes, *self._recorder.notes),
+            self._interrupted,
+            self._stopped,
+            outcome.files,
         )
 
     def _complete(self, process: Process) -> Process | None:

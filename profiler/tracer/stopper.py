@@ -118,9 +118,14 @@ class Stopper:
         return False
 
 
+def broken_off(status: int | None, exit_code: int) -> bool:
+    """Whether an interrupted run died of it, as an ordinary command does: `status` is its first process's (minus a
+    killing signal), `exit_code` what its engine tells. What ended in order, or was killed at last, is a service."""
+    return status in (-signal.SIGINT, -signal.SIGTERM) or exit_code == 128 + signal.SIGINT
+
+
 def _takes_interrupts(pid: int) -> bool:
-    """Whether SIGINT is the way to end it. A service may know SIGTERM alone, and would die of SIGINT in disorder."""
+    """Whether SIGINT is the way to end it. What has a handler for SIGTERM is made to be stopped by its engine, and may
+    know no other order; shells catch SIGINT only to die of it."""
     caught, ignored = caught_and_ignored(pid)
-    if signal.SIGINT in caught:
-        return True
-    return signal.SIGINT not in ignored and signal.SIGTERM not in caught
+    return signal.SIGTERM not in caught and signal.SIGINT not in ignored

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from profiler.model import Outcome
 
@@ -20,7 +17,7 @@ class Acceptance:
     `exit_code` is that run's. `service`: a run that had to be stopped passed if there was nothing to complain of, one
     that ended before did not. `stdout` is compared where it is given. `check` is a shell command on this host that must
     exit with 0 after each run (a service is asked before it is stopped, by whoever stops it); `files` are those that
-    the run must have left with these contents (a digest each).
+    the run must have produced, each with its digest (see `Outcome.files`).
     """
 
     exit_code: int
@@ -43,8 +40,9 @@ class Acceptance:
         if self.stdout is not None and outcome.stdout != self.stdout:
             return "its output differs"
         for path, wanted in self.files:
-            if digest(path) != wanted:
-                return f"{path} differs from what the first run left"
+            found = outcome.files.get(path)
+            if found != wanted:
+                return f"{path} differs from that of the traced run" if found else f"{path} is not produced"
         if self.check is not None and not self.service:
             return checked(self.check)
         return None
@@ -66,18 +64,3 @@ def checked(command: str) -> str | None:
         return None
     outcome = Outcome(done.returncode, 0.0, stdout=done.stdout, stderr=done.stderr)
     return f"the check exited with {done.returncode}{outcome.last_words()}"
-
-
-def digest(path: str) -> str:
-    """SHA-256 of a file's content with its mode and owner; empty when it does not exist or cannot be read."""
-    try:
-        status = Path(path).stat()
-        content = Path(path).read_bytes()
-    except OSError:
-        return ""
-    return f"{hashlib.sha256(content).hexdigest()}:{status.st_mode:o}:{status.st_uid}:{status.st_gid}"
-
-
-def digests(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The digest of each of `paths`, as `Acceptance.files` takes them."""
-    return tuple((path, digest(path)) for path in paths)

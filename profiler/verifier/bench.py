@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from profiler.harness.interface import Sandbox
+from profiler.harness.interface import Sandbox, Service
 from profiler.model import Outcome, Recipe, Rerun
 
 Accepts = Callable[[Outcome], str | None]  # None: passed; otherwise why not, in a few words
+Examine = Callable[[Recipe], str | None]  # the same, of one more run with the recipe
 
 
 class Bench:
-    """Reruns of one workload. `accepts` tells whether an outcome counts as passed; `timeout` is in seconds a run."""
+    """Reruns of one workload. `accepts` tells whether an outcome counts as passed; `timeout` is in seconds a run, and
+    `service` says when one is stopped that does not end by itself. What passed is examined further where that is asked.
+    """
 
     def __init__(
         self,
@@ -23,11 +26,15 @@ class Bench:
         *,
         timeout: float | None,
         jobs: int = 1,
+        service: Service | None = None,
+        examine: Examine | None = None,
         on_run: Callable[[Rerun], None] = lambda rerun: None,
     ) -> None:
         self._sandbox = sandbox
         self._accepts = accepts
         self._timeout = timeout
+        self._service = service
+        self._examine = examine
         self._on_run = on_run
         self._lock = threading.Lock()
         self._runs: dict[Recipe, Rerun] = {}
@@ -52,9 +59,11 @@ class Bench:
         known = self._runs.get(recipe)
         if known is not None:
             return known
-        outcome = self._sandbox.rerun(recipe, timeout=self._timeout, slot=slot)
+        outcome = self._sandbox.rerun(recipe, timeout=self._timeout, slot=slot, service=self._service)
         failure = self._accepts(outcome)
-        rerun = Rerun(recipe, outcome, failure is None, purpose)
+        if failure is None and self._examine is not None:
+            failure = self._examine(recipe)
+        rerun = Rerun(recipe, outcome, failure is None, purpose, failure or "")
         with self._lock:
             self._runs[recipe] = rerun
             self._order.append(rerun)

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import HostError
-from profiler.harness.interface import Caught, Credentials
+from profiler.harness.interface import Caught, Credentials, Service
+from profiler.harness.native_run import Alone
 from profiler.kernel import gate
 from profiler.kernel.steer import ExecutionError
-from profiler.model import Observation, Outcome, Trace
+from profiler.model import Observation, Outcome, Stopped, Trace
 from profiler.tracer import recorder, session
 from profiler.tracer.session import trace
 
@@ -54,6 +55,7 @@ class PlainRun:
             assert time.monotonic() < end
             time.sleep(0.002)
         self.caught = Caught(self.process.pid, argv, (f"PATH={os.environ['PATH']}", "LC_ALL=C"), credentials)
+        self.running = Alone()
         self.stopped = 0
         self.closed = 0
         self.output = b""
@@ -67,6 +69,9 @@ class PlainRun:
             self.stop()
             self.process.wait()
         return Outcome(self.process.returncode, 0.0, timed_out)
+
+    def lost(self) -> bool:
+        return False
 
     def stop(self) -> None:
         self.stopped += 1
@@ -157,10 +162,39 @@ def test_a_timeout_is_a_loss_and_a_stopped_service_is_none(tmp_path: Path) -> No
     late, run = run_and_trace(tmp_path, "sleep", "600", timeout=0.2)
     assert late.losses == {"timeout": 1}
     assert run.stopped
-    service, run = run_and_trace(tmp_path, "sleep", "600", timeout=60, stop_after=0.2)
+    service, run = run_and_trace(tmp_path, "sleep", "600", timeout=60, service=Service(0.2))
     assert service.losses == {}
     assert run.stopped
     assert service.exit_code == -signal.SIGKILL
+    assert service.stopped == Stopped()
+
+
+def test_a_service_that_ends_by_itself_was_not_stopped(tmp_path: Path) -> None:
+    found, run = run_and_trace(tmp_path, "sh", "-c", "exit 3", service=Service(60.0))
+    assert (found.stopped, found.exit_code, run.stopped) == (None, 3, 0)
+
+
+def test_what_a_service_is_asked_is_asked_before_it_is_stopped(tmp_path: Path) -> None:
+    asked = []
+
+    def ask() -> str:
+        asked.append(run.stopped)
+        return "it does not answer"
+
+    run = PlainRun(tmp_path, ("sleep", "600"))
+    found = trace(run, service=Service(0.2, check=ask))
+    assert found.stopped == Stopped("it does not answer")
+    assert asked == [0]
+
+
+def test_a_failing_question_ends_the_run_with_its_error(tmp_path: Path) -> None:
+    def ask() -> str:
+        raise HostError("the engine is gone")
+
+    run = PlainRun(tmp_path, ("sleep", "600"))
+    with pytest.raises(HostError, match="the engine is gone"):
+        trace(run, service=Service(0.2, check=ask))
+    assert run.process.returncode == -signal.SIGKILL
 
 
 def test_a_missing_program_is_told_and_leaves_nothing(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from profiler.model import Outcome
-from profiler.verifier.accept import Acceptance, checked, digests
+from profiler.model import Outcome, Stopped
+from profiler.verifier.accept import Acceptance, checked
 
 
 def test_the_exit_code_of_the_run_with_every_privilege_passes():
@@ -14,7 +14,9 @@ def test_the_exit_code_of_the_run_with_every_privilege_passes():
 
 def test_a_run_that_hangs_fails_unless_it_is_a_service():
     assert "did not end" in Acceptance(0)(Outcome(137, 9.0, timed_out=True))
-    assert Acceptance(0, service=True)(Outcome(137, 9.0, timed_out=True)) is None
+    assert Acceptance(0, service=True)(Outcome(137, 9.0, timed_out=True, stopped=Stopped())) is None
+    complained = Outcome(137, 9.0, timed_out=True, stopped=Stopped("its health check fails"))
+    assert Acceptance(0, service=True)(complained) == "its health check fails"
     assert "instead of running on" in Acceptance(0, service=True)(Outcome(0, 1.0))
 
 
@@ -42,12 +44,13 @@ def test_a_users_check_decides():
     assert Acceptance(0, check="false")(Outcome(0, 1.0)) == "the check exited with 1"
 
 
-def test_files_must_be_as_the_first_run_left_them(tmp_path):
-    made = tmp_path / "made"
-    made.write_text("content")
-    accepts = Acceptance(0, files=digests([str(made)]))
-    assert accepts(Outcome(0, 1.0)) is None
-    made.chmod(0o4755)
-    assert "differs" in accepts(Outcome(0, 1.0))
-    made.unlink()
-    assert "differs" in accepts(Outcome(0, 1.0))
+def test_a_services_check_is_not_asked_again_once_it_is_stopped():
+    assert Acceptance(0, service=True, check="false")(Outcome(0, 1.0, stopped=Stopped())) is None
+
+
+def test_files_must_be_produced_as_the_traced_run_did():
+    accepts = Acceptance(0, files=(("made", "abc"),))
+    assert accepts(Outcome(0, 1.0, files={"made": "abc"})) is None
+    assert accepts(Outcome(0, 1.0, files={"made": "abd"})) == "made differs from that of the traced run"
+    assert accepts(Outcome(0, 1.0, files={"made": ""})) == "made is not produced"
+    assert accepts(Outcome(0, 1.0)) == "made is not produced"

@@ -66,7 +66,7 @@ def test_defaults(profiled):
 
 def test_every_option_is_understood(profiled, tmp_path):
     words = "--prove --jobs 3 --timeout 2m --for 30s --repeat 2 --strict --keep-optional --check c --check-inside i"
-    words += " --compare-output --expect a --expect b --seccomp observed --network host --quiet --prove-budget 1h"
+    words += " --expect a --expect b --seccomp unconfined --network host --quiet --prove-budget 1h"
     target = tmp_path / "m.json"
     assert answer(["run", "-o", str(target), *words.split(), "--", "true"]) == errors.EXIT_VERIFIED
     assert profiled.calls[0][1] == Options(
@@ -81,9 +81,8 @@ def test_every_option_is_understood(profiled, tmp_path):
         keep_optional=True,
         check="c",
         check_inside="i",
-        compare_output=True,
         expect=("a", "b"),
-        seccomp=Seccomp.OBSERVED,
+        seccomp=Seccomp.UNCONFINED,
         network=Network.HOST,
         quiet=True,
     )

@@ -23,7 +23,7 @@ class Imagined:
         self.ran = []
         self._parallel = parallel
 
-    def rerun(self, recipe, *, timeout, slot=0):
+    def rerun(self, recipe, *, timeout, slot=0, service=None):
         self.ran.append(recipe)
         return Outcome(0 if any(e <= recipe for e in self.enough) else 1, 0.0)
 
