@@ -8,6 +8,7 @@ shall not go on.
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from profiler.kernel.capabilities import sets_of
 from profiler.kernel.notify import Listener
 from profiler.kernel.steer import Steered
 from profiler.model import Outcome, Process, Stopped, Trace
+from profiler.signals import Ended
 from profiler.tracer.devices import DeviceWatch
 from profiler.tracer.executed import ExecutedFiles
 from profiler.tracer.ledger import Ledger
@@ -61,7 +63,7 @@ def trace(
     `extra_calls` (x86-64 names) are notified whatever their arguments, beside the catalogue's. A `service` is stopped
     as its engine would when it says so; any other workload after `timeout` seconds, and then the trace counts a loss.
     `on_progress(seconds, calls)` is called about once a second, on another thread. An interruption while the workload
-    runs (`interruptible`) ends the run and not us, but for a workload that dies of it: then KeyboardInterrupt is raised.
+    runs (`interruptible`) ends the run and not us; but a workload that dies of it takes us along (`Ended`).
     Raises ProfilerError (ExecutionError, TraceeEndedError, HostError) and whatever a thread of ours failed with; the
     workload is then killed and nothing of it is left.
     """
@@ -255,7 +257,7 @@ class _Session:
             self._losses["timeout"] = 1
         if interrupted is not None:
             if broken_off(self._steered.status, outcome.exit_code):
-                raise KeyboardInterrupt
+                raise Ended(signal.SIGINT)
             self._interrupted = interrupted - self._began
         self._seconds = time.monotonic() - self._began
         self._raise_failure()
