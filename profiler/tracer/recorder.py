@@ -25,7 +25,7 @@ from profiler.tracer.ledger import Ledger
 from profiler.tracer.process import Callers
 from profiler.tracer.rawcalls import RawCalls
 
-TICK_SECONDS: Final = 0.02  # between two looks at devices and io_uring workers while calls keep coming
+TICK_SECONDS: Final = 0.02  # between two looks at devices while calls keep coming
 IDLE_MILLISECONDS: Final = 50
 PROGRESS_SECONDS: Final = 1.0
 
@@ -43,8 +43,9 @@ Progress = Callable[[float, int], None]
 class Recorder:
     """The listener's thread. Calls are answered from `start` on and recorded once `recording` is set.
 
-    `follow` makes the kernel-check witness see one more task. `on_progress` gets the seconds since the recording began
-    and the number of calls, about once a second. `on_failure` is called on the thread when it fails, before it ends.
+    `follow` makes the kernel-check witness see a task's workers, which no fork event tells of. `on_progress` gets the
+    seconds since the recording began and the number of calls, about once a second. `on_failure` is called on the thread
+    when it fails, before it ends.
     """
 
     def __init__(
@@ -69,8 +70,6 @@ class Recorder:
         self._on_progress = on_progress
         self._began = 0.0
         self._next_progress = 0.0
-        self._uring: set[int] = set()
-        self._followed: set[int] = set()
         self._notes: dict[str, None] = {}
         self._aside: dict[str, Callable[[Notification, DecodedCall, Process], None]] = {
             "mknod": self._mknod,
@@ -134,7 +133,7 @@ class Recorder:
     def _answer_all(self) -> None:
         listener, next_look = self._listener, 0.0
         while True:
-            ready, over = listener.wait(10 if self._uring else IDLE_MILLISECONDS)
+            ready, over = listener.wait(IDLE_MILLISECONDS)
             if ready:
                 notification = listener.receive()
                 if notification is not None:
@@ -154,8 +153,6 @@ class Recorder:
 
     def _look_around(self) -> None:
         self._devices.drain()
-        if self._uring:
-            self._follow_workers()
         if self._on_progress is not None and self.recording and time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_SECONDS
             self._on_progress(time.monotonic() - self._began, self._raw.total)
@@ -217,8 +214,10 @@ class Recorder:
             self._devices.mounted(pid, source, read_only=read_only, process=process)
 
     def _io_uring(self, notification: Notification, _: DecodedCall, process: Process) -> None:
-        self._note(f"{process.exe} uses io_uring: the checks of its first requests may be unseen")
-        self._uring.add(notification.pid)
+        """io_uring's workers are threads that `event-fork` misses (kernel/fork.c, create_io_thread)."""
+        if self._follow is not None:
+            with contextlib.suppress(ProfilerError):  # gone
+                self._follow(notification.pid)
 
     def _seccomp(self, notification: Notification, _: DecodedCall, process: Process) -> None:
         if notification.args[1] & _SECCOMP_FILTER_FLAG_NEW_LISTENER:
@@ -228,26 +227,3 @@ class Recorder:
     def _ptrace(self, notification: Notification, _: DecodedCall, process: Process) -> None:
         if notification.args[0] in _TRACING:
             self._note(f"{process.exe} traces other processes itself")
-
-    def _follow_workers(self) -> None:
-        """io_uring's workers are threads that `event-fork` misses (kernel/fork.c, create_io_thread)."""
-        for pid in list(self._uring):
-            try:
-                threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
-            except OSError:
-                self._uring.discard(pid)
-                continue
-            for thread in map(int, threads):
-                if thread not in self._followed and _comm(thread).startswith("iou-"):
-                    self._followed.add(thread)
-                    if self._follow is not None:
-                        with contextlib.suppress(ProfilerError):  # gone
-                            self._follow(thread)
-
-
-def _comm(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-            return file.read()
-    except OSError:
-        return ""

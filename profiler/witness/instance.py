@@ -72,6 +72,10 @@ class Instance:
         """Append `text` to one of the instance's files. OSError as the kernel answers."""
         write(self.path / file, text)
 
+    def clear(self, file: str) -> None:
+        """Empty one of the instance's files (O_TRUNC). OSError as the kernel answers."""
+        os.close(os.open(self.path / file, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC))
+
     def read(self, file: str) -> str:
         """One of the instance's files as text."""
         return (self.path / file).read_text(encoding="utf-8", errors="replace")

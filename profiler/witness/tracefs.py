@@ -20,6 +20,7 @@ from profiler import leftovers
 from profiler.errors import HostError
 from profiler.witness import instance as tracing
 from profiler.witness.events import Classifier, Decoder, Event, Formats, Raw
+from profiler.witness.family import Family
 from profiler.witness.instance import Instance
 from profiler.witness.ringbuffer import EventFormat, parse_format, parse_header_page
 from profiler.witness.stacks import StackInfo, classify, kernel_name
@@ -84,6 +85,7 @@ class CheckWitness:
         self._buffer_kib = buffer_kib
         self._symbols = Symbols()
         self._classifier = Classifier()
+        self._family = Family()
         self._pipes: list[int] = []
         self._carried: list[Raw] = []
         self._events: list[str] = []
@@ -182,7 +184,8 @@ class CheckWitness:
 
     def arm(self, pid: int) -> None:
         """See the task `pid` and all that it will make. The filter stands before anything is recorded."""
-        self.follow(pid)
+        self._family.add(pid)
+        self._filter(pid)
         if self._enabled:
             return
         made = self._made()
@@ -192,10 +195,20 @@ class CheckWitness:
         self._enabled = True
 
     def follow(self, pid: int) -> None:
-        """See one more task, for those that `event-fork` misses (io_uring workers).
+        """See one more task, and the threads that tasks get without a fork event (io_uring's workers).
 
-        HostError for what cannot be a task's number; a task that is gone is not noticed.
+        Their numbers are known too late for the kernel's filter: they check as soon as they are there. So from now on
+        the kernel shows everybody's events, and those that are nobody's of ours are dropped when they are read.
+        HostError where that cannot be; a task that is gone is not noticed.
         """
+        self._family.add(pid)
+        self._family.alone = True
+        try:
+            self._made().clear("set_event_pid")
+        except OSError as error:
+            raise HostError(f"task {pid} cannot be followed: {error.strerror or error}", "trace it again") from error
+
+    def _filter(self, pid: int) -> None:
         try:
             self._made().write("set_event_pid", f"{pid}\n")
         except OSError as error:
@@ -251,7 +264,7 @@ class CheckWitness:
                 low, high = (middle + 1, high) if raw[middle][0] <= watermark else (low, middle)
             self._carried = raw[low:]
             del raw[low:]
-        events = self._classifier.classify(raw)
+        events = self._classifier.classify(self._family.keep(raw))
         count, info = self._decoder.accounted()
         if count and info is not None:
             events.append(self._classifier.accounting(time.monotonic_ns(), count, info))
