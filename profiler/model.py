@@ -307,8 +307,8 @@ class Verdict:
     """What the reruns showed.
 
     `optional` are privileges that some call asked for, without which the workload still passes, each with what it was
-    asked for; `passes` what a rerun had to fulfil, in words; `minimal` is True only when each member's removal was seen
-    to fail and nothing was lost.
+    asked for, `kept` those that the recipe holds all the same; `passes` what a rerun had to fulfil, in words; `minimal`
+    is True only when each member's removal was seen to fail and nothing was lost.
     """
 
     recipe: Recipe
@@ -318,6 +318,7 @@ class Verdict:
     optional: Mapping[Privilege, str] = field(default_factory=dict)
     denials: Mapping[Privilege, str] = field(default_factory=dict)
     passes: tuple[str, ...] = ()
+    kept: Recipe = frozenset()
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ class _Case:
             runs=bench.runs,
             denials={member: bench.failures.get(rerun.recipe, "") for member, rerun in proof.needed.items()},
             passes=passes,
+            kept=recipe - proof.recipe,
         )
         return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof)
 
@@ -233,7 +234,8 @@ class _Case:
     def report(self, trace: Trace, rows: Sequence[Requirement], verdict: Verdict, proof: Proof) -> Report:
         """Everything that the manifest and the table say."""
         requirements = judged(rows, verdict, proof.needed)
-        optional = {r.privilege: asked_for(r.requirement) for r in requirements if r.status is Status.OPTIONAL}
+        left_out = (r for r in requirements if r.status is Status.OPTIONAL and r.privilege not in verdict.kept)
+        optional = {r.privilege: asked_for(r.requirement) for r in left_out}
         image, image_id = self.sandbox.image()
         if opens_calls(verdict.recipe):
             place = place_of(self.options.output)

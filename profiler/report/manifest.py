@@ -122,6 +122,7 @@ def _verification(report: Report) -> dict[str, Any]:
             }
             for run in verdict.runs
         ],
+        "passes": [clean(words) for words in verdict.passes],
         "optional": _by_label(verdict.optional),
         "denials": _by_label(verdict.denials),
     }

@@ -37,10 +37,11 @@ def render(report: Report, *, width: int = PLAIN_WIDTH, colour: bool = False) ->
         _environ={},
     )
     _head(console, report)
-    kept = [row for row in in_order(report.requirements) if row.status is not Status.OPTIONAL]
-    if kept:
-        console.print(_table(kept))
-    for style, line in (*_verification(report), *_left_out(report), *_remarks(report)):
+    kept = report.verdict.kept
+    rows = [row for row in in_order(report.requirements) if row.status is not Status.OPTIONAL or row.privilege in kept]
+    if rows:
+        console.print(_table(rows))
+    for style, line in (*_verification(report), *_meaning(report), *_left_out(report), *_remarks(report)):
         console.print(Text(printable(line), style=style))
     for title, line in _commands(report, width):
         console.print(Text(f"\n{title}"), Text(line), sep="\n", soft_wrap=True)
@@ -111,6 +112,13 @@ def _verification(report: Report) -> Iterator[tuple[str, str]]:
             yield "bold red", f"not verified: exit code {report.trace.exit_code} even with every privilege"
         case _:
             yield "bold yellow", "not verified: no rerun was made"
+
+
+def _meaning(report: Report) -> Iterator[tuple[str, str]]:
+    """What passing meant, where it was not the exit code alone."""
+    passes = report.verdict.passes
+    if len(passes) > 1 or report.trace.stopped is not None or report.trace.interrupted is not None:
+        yield "", f"a rerun passed if {', '.join(passes)}"
 
 
 def _left_out(report: Report) -> Iterator[tuple[str, str]]:

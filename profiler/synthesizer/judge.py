@@ -40,12 +40,12 @@ def _members(
         for member in next(alternative for alternative in row.alternatives if alternative <= verdict.recipe):
             if member not in answered:
                 answered.add(member)
-                yield JudgedRequirement(member, row, _status(member, proved))
+                yield JudgedRequirement(member, row, _status(member, verdict, proved))
     for member in sorted(verdict.recipe - answered, key=lambda p: (-weight(p), p.label)):
         why = verdict.denials.get(member)
         reason = "no witness saw what it is for; without it the workload fails" + (f": {why}" if why else "")
         row = Requirement((frozenset({member}),), reason, Doubt.CERTAIN)
-        yield JudgedRequirement(member, row, _status(member, proved))
+        yield JudgedRequirement(member, row, _status(member, verdict, proved))
 
 
 def _optional(rows: Sequence[Requirement]) -> Iterator[JudgedRequirement]:
@@ -57,7 +57,9 @@ def _optional(rows: Sequence[Requirement]) -> Iterator[JudgedRequirement]:
             yield JudgedRequirement(lightest, row, Status.OPTIONAL)
 
 
-def _status(member: Privilege, proved: Container[Privilege]) -> Status:
+def _status(member: Privilege, verdict: Verdict, proved: Container[Privilege]) -> Status:
+    if member in verdict.kept:
+        return Status.OPTIONAL
     return Status.REQUIRED if member in proved else Status.UNPROVEN
 
 
