@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 
 from profiler.kernel.namespaces import libc, oserror
 
@@ -27,6 +28,21 @@ _VECTOR = ctypes.POINTER(_IoVec)
 for _call in (libc.process_vm_readv, libc.process_vm_writev):
     _call.argtypes = (ctypes.c_int, _VECTOR, ctypes.c_ulong, _VECTOR, ctypes.c_ulong, ctypes.c_ulong)
     _call.restype = ctypes.c_ssize_t
+
+
+class _Local(threading.local):
+    """Made once a thread: a page's buffer and the two vectors of a transfer into it, whose cost every stop feels."""
+
+    def __init__(self) -> None:
+        self.buffer = (ctypes.c_char * PAGE)()
+        self.start = ctypes.addressof(self.buffer)
+        self.here = _IoVec(self.start, PAGE)
+        self.there = _IoVec(0, 0)
+        self.here_pointer = ctypes.pointer(self.here)
+        self.there_pointer = ctypes.pointer(self.there)
+
+
+_local = _Local()
 
 
 def _pages(address: int, length: int) -> ctypes.Array[_IoVec]:
@@ -47,6 +63,8 @@ def read_bytes(pid: int, address: int, length: int) -> bytes:
     """
     if length <= 0 or not 0 <= address < 1 << 64:
         return b""
+    if address % PAGE + length <= PAGE:
+        return _read_within(pid, address, length)
     content = b""
     while len(content) < length:
         wanted = min(length - len(content), (_IOV_MAX - 1) * PAGE)
@@ -57,13 +75,25 @@ def read_bytes(pid: int, address: int, length: int) -> bytes:
     return content
 
 
+def _read_within(pid: int, address: int, length: int) -> bytes:
+    """`read_bytes` of a range that does not leave its page."""
+    local = _local
+    local.here.length = local.there.length = length
+    local.there.base = address
+    count = libc.process_vm_readv(pid, local.here_pointer, 1, local.there_pointer, 1, 0)
+    return ctypes.string_at(local.start, count) if count >= 0 else _unread(pid, address, length)
+
+
 def _read_once(pid: int, address: int, length: int) -> bytes:
     buffer = (ctypes.c_char * length)()
     local = _IoVec(ctypes.addressof(buffer), length)
     remote = _pages(address, length)
     count = libc.process_vm_readv(pid, ctypes.byref(local), 1, remote, len(remote), 0)
-    if count >= 0:
-        return buffer.raw[:count]
+    return buffer.raw[:count] if count >= 0 else _unread(pid, address, length)
+
+
+def _unread(pid: int, address: int, length: int) -> bytes:
+    """What there is to read where process_vm_readv(2) has just failed."""
     number = ctypes.get_errno()
     if number == errno.EFAULT:
         return b""
@@ -98,10 +128,10 @@ def read_string(pid: int, address: int, limit: int = 4096) -> str | None:
         here = address + len(content)
         wanted = min(PAGE - here % PAGE, limit - len(content))
         part = read_bytes(pid, here, wanted)
-        text, nul, _ = part.partition(b"\0")
-        content += text
-        if nul:
-            return os.fsdecode(content)
+        end = part.find(b"\0")
+        if end >= 0:
+            return os.fsdecode(content + part[:end])
+        content += part
         if len(part) < wanted:
             return None
     return os.fsdecode(content)

@@ -235,7 +235,7 @@ def decode(notification: Notification, pid: int) -> DecodedCall:
     name = call_name(notification.number, notification.arch)
     signature = SIGNATURES.get(name, _RAW) if notification.arch == AUDIT_ARCH_X86_64 else _RAW
     tracee, args = Tracee(pid), notification.args
-    shown = tuple(render(value, tracee, args) for render, value in zip(signature.renderers, args, strict=False))
+    shown = tuple([render(value, tracee, args) for render, value in zip(signature.renderers, args, strict=False)])
     mode = MODES.get(name)
     if mode is not None and not any(flag in shown[mode - 1] for flag in ("O_CREAT", "O_TMPFILE")):
         shown = shown[:mode]

@@ -95,6 +95,8 @@ def signed(value: int) -> int:
 
 def quoted(text: str) -> str:
     """A string between double quotes, with what a terminal should not get escaped."""
+    if text.isprintable() and '"' not in text and "\\" not in text:  # nearly always: a surrogate is not printable
+        return f'"{text}"'
     body = "".join(
         f"\\{c}" if c in '"\\' else c if c.isprintable() and not 0xDC80 <= ord(c) <= 0xDCFF else _escape(c)
         for c in text

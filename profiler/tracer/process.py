@@ -13,17 +13,18 @@ from typing import Final
 
 from profiler.model import Process
 
-SIZE: Final = 256  # remembered at a time; each is a descriptor
+SIZE: Final = 200  # remembered at a time; each is two descriptors
 CHAIN_LENGTH: Final = 16
 _ARGV_SHOWN = 4096  # bytes of the command line
 _CREDENTIAL_CALLS = frozenset({"setuid", "setreuid", "setresuid", "setfsuid", "setuid32", "setreuid32", "setresuid32"})
 
 
 class _Known:
-    __slots__ = ("argv", "directory", "exe", "process", "stale")
+    __slots__ = ("argv", "cmdline", "directory", "exe", "process", "stale")
 
-    def __init__(self, directory: int, exe: str, argv: bytes, process: Process) -> None:
+    def __init__(self, directory: int, cmdline: int, exe: str, argv: bytes, process: Process) -> None:
         self.directory = directory
+        self.cmdline = cmdline
         self.exe = exe
         self.argv = argv
         self.process = process
@@ -52,7 +53,7 @@ class Callers:
         known = self._known.get(pid)
         if known is not None:
             try:
-                argv, exe = _identity(known.directory)
+                argv, exe = _identity(known.directory, known.cmdline)
                 if argv == known.argv and exe == known.exe and not known.stale:
                     return known.process
             except OSError:
@@ -76,15 +77,19 @@ class Callers:
             directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return None
+        cmdline = -1
         try:
-            argv, exe = _identity(directory)
+            cmdline = os.open("cmdline", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+            argv, exe = _identity(directory, cmdline)
             parent, uid = _parent_and_user(directory)
         except OSError:
             os.close(directory)
+            if cmdline >= 0:
+                os.close(cmdline)
             return None
         words = tuple(os.fsdecode(word) for word in argv.rstrip(b"\0").split(b"\0"))
         process = Process(pid, exe, words, uid, self._chain(pid, parent, depth))
-        self._known[pid] = _Known(directory, exe, argv, process)
+        self._known[pid] = _Known(directory, cmdline, exe, argv, process)
         if len(self._known) > self._size:
             self._forget(next(iter(self._known)))
         return process
@@ -96,7 +101,7 @@ class Callers:
         of = known.process if known is not None else None
         if known is not None:
             try:
-                if _identity(known.directory) != (known.argv, known.exe):
+                if _identity(known.directory, known.cmdline) != (known.argv, known.exe):
                     of = None
             except OSError:
                 of = None
@@ -107,6 +112,7 @@ class Callers:
         known = self._known.pop(pid, None)
         if known is not None:
             os.close(known.directory)
+            os.close(known.cmdline)
 
     def close(self) -> None:
         """Close what is open. Idempotent."""
@@ -114,13 +120,12 @@ class Callers:
             self._forget(pid)
 
 
-def _identity(directory: int) -> tuple[bytes, str]:
-    """The command line and the program (without the kernel's ` (deleted)`) of an open /proc/PID. Raises OSError."""
-    fd = os.open("cmdline", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        argv = os.read(fd, _ARGV_SHOWN)
-    finally:
-        os.close(fd)
+def _identity(directory: int, cmdline: int) -> tuple[bytes, str]:
+    """The command line and the program (without the kernel's ` (deleted)`) of an open /proc/PID. Raises OSError.
+
+    `cmdline` is that file in it, which shows the memory of now, not of when it was opened (proc_pid_cmdline_read).
+    """
+    argv = os.pread(cmdline, _ARGV_SHOWN, 0)
     exe = ""
     with contextlib.suppress(FileNotFoundError):  # a kernel thread, or a zombie
         exe = os.readlink("exe", dir_fd=directory).removesuffix(" (deleted)")

@@ -30,11 +30,12 @@ def from_proc(pid: int) -> Process | None:
 
     `uid` is the effective one. A program that is no longer there is named without the kernel's ` (deleted)`.
     """
-    root = Path("/proc") / str(pid)
+    root = f"/proc/{pid}"
     try:
-        exe = os.fsdecode((root / "exe").readlink()).removesuffix(" (deleted)")
-        argv = (root / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        status = (root / "status").read_text(encoding="utf-8", errors="replace")
+        # asked at every exec, mostly of a process that is gone already: a Path costs more than the answer
+        exe = os.readlink(f"{root}/exe").removesuffix(" (deleted)")  # noqa: PTH115
+        argv = Path(root, "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        status = Path(root, "status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     uid = next((int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:")), -1)

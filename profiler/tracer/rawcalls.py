@@ -16,6 +16,7 @@ from profiler.witness.events import Event, Exit, TaskExit
 DISTINCT: Final = 64  # different arguments kept of one call
 _PENDING: Final = 4096  # calls of one thread whose result the witness still owes
 _RESTARTS = frozenset({-512, -513, -514, -516})  # linux/errno.h: the call begins again, and is notified again
+_NEGATIVE: Final = 1 << 63
 Registers = tuple[int, int, int, int, int, int]
 _NONE: Final[Registers] = (0, 0, 0, 0, 0, 0)
 
@@ -48,7 +49,7 @@ class RawCalls:
         """A notified call of thread `pid`, before it is let go on; `time_ns` on the monotonic clock."""
         # addresses of a 64-bit program lie above 4 GiB, except those of one that is not position-independent
         if max(args) > 0xFFFFFFFF:
-            args = tuple(0 if 0xFFFFFFFF < value < 1 << 63 else value for value in args)  # type: ignore[assignment]
+            args = tuple([0 if 0xFFFFFFFF < value < _NEGATIVE else value for value in args])  # type: ignore[assignment]
         with self._lock:
             self.total += 1
             entry = self._entry(name, number, args, process)
