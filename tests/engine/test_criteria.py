@@ -1,0 +1,121 @@
+"""What passing means, with real containers: services, health checks, checks inside, files in layers and volumes."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from profiler import pipeline
+from profiler.errors import UsageError, WorkloadError
+from profiler.harness.docker_sandbox import DockerSandbox
+from profiler.options import Options, Prove
+
+pytestmark = pytest.mark.engine
+
+MOUNTS = "mount -t tmpfs none /mnt"
+HEALTH = ("--health-cmd", "test -e /ready", "--health-interval", "300ms", "--health-retries", "5")
+
+
+@pytest.fixture
+def profiled(busybox_image):
+    """Profiles a script in a container: its report, and what was announced."""
+
+    def profile(script, *flags, **options):
+        said = []
+        words = ("docker", "run", "--rm", *flags, busybox_image, "sh", "-c", script)
+        with closing(DockerSandbox(words)) as sandbox:
+            report = pipeline.profile(sandbox, Options(prove=Prove.ALL, jobs=2, **options), said.append)
+        return report, said
+
+    return profile
+
+
+def members(report):
+    assert report.verdict.verified
+    return {privilege.label for privilege in report.verdict.recipe}
+
+
+def denial(report, member):
+    return next(why for privilege, why in report.verdict.denials.items() if privilege.label == member)
+
+
+def test_a_service_runs_as_long_in_its_reruns(profiled):
+    report, said = profiled(f"{MOUNTS} && exec sleep 1000", run_for=1.5)
+    assert members(report) == {"SYS_ADMIN"}
+    assert report.verdict.minimal
+    assert "a rerun passes if it still runs after 1.5 s" in said
+    assert "instead of running on" in denial(report, "SYS_ADMIN")
+
+
+def test_a_service_is_stopped_once_it_is_healthy(profiled):
+    report, said = profiled(f"{MOUNTS} && touch /ready; exec sleep 1000", *HEALTH, until_healthy=True, timeout=60.0)
+    assert members(report) == {"SYS_ADMIN"}
+    assert denial(report, "SYS_ADMIN") == "its health check fails"
+    assert report.trace.stopped.healthy
+    assert any("its health check passes within 60 s" in line for line in said)
+
+
+def test_a_service_with_a_health_check_must_be_healthy_at_its_end(profiled):
+    """It runs on without the mount, only not healthy."""
+    report, _ = profiled(f"{MOUNTS} && touch /ready; exec sleep 1000", *HEALTH, run_for=3.0)
+    assert members(report) == {"SYS_ADMIN"}
+    assert report.verdict.passes == ("it still runs after 3 s", "its health check passes")
+    assert "its health check does not pass" in denial(report, "SYS_ADMIN")
+
+
+def test_health_needs_a_health_check(profiled):
+    with pytest.raises(UsageError, match="no health check"):
+        profiled("sleep 1000", until_healthy=True)
+    with pytest.raises(UsageError, match="no health check"):
+        profiled("sleep 1000", *HEALTH[:2], "--no-healthcheck", until_healthy=True)
+
+
+def test_a_service_that_is_never_healthy_fails_with_every_privilege(profiled):
+    with pytest.raises(WorkloadError, match="even with every privilege its health check fails"):
+        profiled("exec sleep 1000", *HEALTH, until_healthy=True)
+    with pytest.raises(WorkloadError, match="ended with exit code 0 before it was healthy"):
+        profiled("true", *HEALTH, until_healthy=True)
+
+
+def test_a_check_inside_is_made_while_the_service_runs(profiled):
+    script = f"{MOUNTS}; exec sleep 1000"
+    report, said = profiled(script, run_for=1.0, check_inside="grep -q ' /mnt ' /proc/mounts")
+    assert members(report) == {"SYS_ADMIN"}
+    assert denial(report, "SYS_ADMIN") == "the check inside exited with 1"
+    assert any("exits with 0 in the container" in line for line in said)
+    with pytest.raises(WorkloadError, match="the check inside exited with 3: no"):
+        profiled("exec sleep 1000", run_for=0.5, check_inside="echo no; exit 3")
+
+
+@pytest.mark.parametrize("path", ["/made", "made"])
+def test_a_file_in_the_containers_layer_must_be_produced(profiled, path):
+    report, _ = profiled(f"{MOUNTS} && echo content > /made; true", expect=(path,))
+    assert members(report) == {"SYS_ADMIN"}
+    assert denial(report, "SYS_ADMIN") == f"{path} is not produced"
+
+
+def test_a_file_of_the_image_counts_only_when_it_is_written_anew(profiled):
+    report, _ = profiled(f"{MOUNTS} && echo > /etc/group; true", expect=("/etc/group",))
+    assert members(report) == {"SYS_ADMIN"}
+    with pytest.raises(WorkloadError, match="/etc/group is not produced"):
+        profiled("true", expect=("/etc/group",))
+
+
+def test_a_file_that_an_earlier_run_left_in_a_volume_does_not_count(profiled, tmp_path):
+    volume = f"{tmp_path}:/out"
+    report, _ = profiled(f"{MOUNTS} && echo content > /out/made; true", "-v", volume, expect=("/out/made",))
+    assert members(report) == {"SYS_ADMIN"}
+    assert denial(report, "SYS_ADMIN") == "/out/made is not produced"
+    assert (tmp_path / "made").read_text() == "content\n"
+
+
+def test_a_link_to_a_file_is_followed(profiled):
+    report, _ = profiled(f"{MOUNTS} && echo content > /tmp/made; ln -s tmp/made /link", expect=("/link",))
+    assert members(report) == {"SYS_ADMIN"}
+
+
+def test_strict_needs_what_had_succeeded(profiled):
+    report, _ = profiled("touch /made; chown 1 /made; true", strict=True)
+    assert members(report) == {"CHOWN"}
+    assert denial(report, "CHOWN").endswith("is refused, and had succeeded")
