@@ -72,11 +72,15 @@ def builders() -> str:
     return userland("builders", BUILDERS)
 
 
-def userland(name: str, packages: tuple[str, ...]) -> str:
-    """The tag of an image of this machine's own suite with `packages` installed, without recommended ones."""
+def userland(name: str, packages: tuple[str, ...], hooks: tuple[str, ...] = ()) -> str:
+    """The tag of an image of this machine's own suite with `packages` installed, without recommended ones.
+
+    `hooks` are shell commands that finish the tree, which each finds in its first argument (mmdebstrap's customize
+    hooks); apt of this machine still reaches the suite's packages there by way of MMDEBSTRAP_APT_CONFIG.
+    """
     suite, sources = host_suite(), host_sources()
-    tag = _tag(name, suite.encode(), *map(str.encode, packages))
-    return _built_once(tag, lambda: _import(tag, functools.partial(_bootstrap, suite, sources, packages)))
+    tag = _tag(name, suite.encode(), *map(str.encode, (*packages, *hooks)))
+    return _built_once(tag, lambda: _import(tag, functools.partial(_bootstrap, suite, sources, packages, hooks)))
 
 
 def sample(directory: Path) -> str:
@@ -93,6 +97,13 @@ def sample(directory: Path) -> str:
     steps += 'CMD ["/workload"]\n'
     tag = _tag(f"sample-{directory.name}", steps.encode(), *files.values())
     return _built_once(tag, lambda: _build(tag, {"Dockerfile": steps.encode(), **files}))
+
+
+def derived(name: str, base: str, lines: list[str]) -> str:
+    """The tag of an image that is `base` and some lines of a Dockerfile."""
+    steps = "\n".join([f"FROM {base}", *lines]) + "\n"
+    tag = _tag(name, steps.encode())
+    return _built_once(tag, lambda: _build(tag, {"Dockerfile": steps.encode()}))
 
 
 def remove_all() -> None:
@@ -196,7 +207,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _bootstrap(suite: str, sources: str, packages: tuple[str, ...], archive: Path) -> None:
+def _bootstrap(suite: str, sources: str, packages: tuple[str, ...], hooks: tuple[str, ...], archive: Path) -> None:
     # APT's own way to its sources (proxies, certificates) is the machine's affair: handed on as it is, and removed from
     # the image afterwards together with the sources.
     acquire = [line for line in _run(["apt-config", "dump", "Acquire"]).decode().splitlines() if '""' not in line]
@@ -205,6 +216,7 @@ def _bootstrap(suite: str, sources: str, packages: tuple[str, ...], archive: Pat
         *(f"--aptopt={line}" for line in acquire if re.search(r"::(Proxy|CaInfo|Verify-)", line)),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in UNNEEDED),
         "--dpkgopt=force-unsafe-io",
+        *(f"--customize-hook={hook}" for hook in hooks),
         "--customize-hook=cd \"$1\" && rm -rf " + " ".join(MACHINES_OWN),
         suite, str(archive), "-",
     ]  # fmt: skip
