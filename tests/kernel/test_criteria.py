@@ -131,3 +131,11 @@ def test_several_traced_runs_are_merged(profiled):
     assert sum("tracing the workload" in line for line in said) == 2
     (row,) = (row for row in report.requirements if row.privilege.label == "SYS_ADMIN")
     assert sum(getattr(piece, "call", None) == "mount" for piece in row.requirement.evidence) == 2
+
+
+def test_what_goes_on_for_long_may_be_a_service(profiled, monkeypatch):
+    monkeypatch.setattr(pipeline, "HINT_SECONDS", 0.0)
+    _, said = profiled("sleep 2.5")
+    assert sum("a service? stop it with Ctrl-C, or use --for" in line for line in said) == 1
+    _, said = profiled("exec sleep 1000", run_for=2.5)
+    assert not any("a service?" in line for line in said)

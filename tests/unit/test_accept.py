@@ -24,7 +24,7 @@ def test_a_run_that_hangs_fails_unless_it_is_a_service():
     ("stderr", "words"),
     [
         (b"", "exit code 1"),
-        (b"mount: /mnt: permission denied.\n       dmesg(1) may have more\n", "exit code 1: mount: /mnt: permission denied."),
+        (b"mount: /mnt: denied.\n       dmesg(1) may have more\n", "exit code 1: mount: /mnt: denied."),
         (b"one\ntwo\n\n", "exit code 1: two"),
         (b"caf\xe9\n", "exit code 1: caf\ufffd"),
     ],
