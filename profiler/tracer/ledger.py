@@ -105,8 +105,9 @@ class Ledger:
 
     def feed(self, events: Sequence[Event]) -> None:
         """The witness's events, in the order of time over all calls of this method."""
+        gone = {event.pid for event in events if type(event) is TaskExit}  # /proc has nothing of these any more
         seen = {
-            (event.time_ns, event.pid): (from_proc(event.pid), self._carried(event))
+            (event.time_ns, event.pid): (None if event.pid in gone else from_proc(event.pid), self._carried(event))
             for event in events
             if type(event) is Exec
         }

@@ -72,6 +72,11 @@ class RawCalls:
                 entry = self._entries[name, number, args] = _Entry(name, number, args, process)
         return entry
 
+    @property
+    def awaiting(self) -> Container[int]:
+        """The threads of whose calls some result is still to come, at any time; may be asked on any thread."""
+        return self._pending
+
     def feed(self, events: Sequence[Event]) -> None:
         """The witness's events, in the order of time: ends of calls give results, a success outweighing failures."""
         pending = self._pending

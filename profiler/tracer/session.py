@@ -223,7 +223,7 @@ class _Session:
             self._steered.limit(caught.capabilities)
         if self._witness is not None:
             self._witness.arm(self._pid)
-            self._witness.start(self._feed)
+            self._witness.start(self._feed, self._raw.awaiting)
         self._steered.execute(caught.argv, caught.env)
         self._recorder.record()
         self._began = time.monotonic()

@@ -8,7 +8,7 @@ whose credentials a check used is only known from what the same task did before.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -142,7 +142,9 @@ _U16 = struct.Struct("<H").unpack_from
 class Decoder:
     """Decodes pages. `resolve` turns the addresses of a stack (nearest first) into what it means; asked once a stack.
 
-    `stackless` counts checks whose stack did not follow, `missed` events that a page says were overwritten.
+    `stackless` counts checks whose stack did not follow, `missed` events that a page says were overwritten. `awaited`
+    may be set: ends of system calls are then told for the tasks in it only (most calls of a traced name were not
+    stopped, and nobody asks for their results).
     """
 
     def __init__(self, layout: PageLayout, formats: Formats, resolve: Callable[[tuple[int, ...]], StackInfo]) -> None:
@@ -158,6 +160,10 @@ class Decoder:
         self._accounting: StackInfo | None = None
         self.stackless = 0
         self.missed = 0
+        self.awaited: Container[int] | None = None
+        self._exits = {
+            one.id: (name, one.unpacker("common_pid", "ret").unpack_from) for name, one in formats.exits.items()
+        }
         self._others = dict(self._decoders())
         probed = formats.answer is not None
         names = ("common_pid", "cred", "target_ns", "cap", "opts" if probed else "ret")
@@ -167,8 +173,6 @@ class Decoder:
 
     def _decoders(self) -> Iterable[tuple[int, Callable[[int, bytes], Raw]]]:
         formats = self._formats
-        for name, one in formats.exits.items():
-            yield one.id, _exit_decoder(name, one)
         if formats.answer:
             read = formats.answer.unpacker("common_pid", "ret").unpack_from
             yield formats.answer.id, lambda time, data: _Answer(time, (found := read(data))[0], found[1] == 0)
@@ -188,7 +192,7 @@ class Decoder:
         check_id, stack_id, callers, stacks, seen = (
             self._check_id, self._stack_id, self._callers, self._stacks, self._seen,
         )  # fmt: skip
-        others, own = self._others, self._own
+        others, own, exits, awaited = self._others, self._own, self._exits, self.awaited
         held = self._held.pop(cpu, None)
         time = 0
         for time, start, end in records(page, self._layout):
@@ -214,6 +218,11 @@ class Decoder:
                 else:
                     self._emit(held, info, out)
                 held = None
+            elif kind in exits:
+                name, read = exits[kind]
+                pid, result = read(page, start)
+                if awaited is None or pid in awaited:
+                    out.append(Exit(time, pid, name, result))
             elif kind in others:
                 event = others[kind](time, page[start:end])
                 if type(event) is TaskExit:
@@ -245,16 +254,6 @@ class Decoder:
             out.append(_RawCheck(held[0], pid, cred, target, cap, None, not last & CAP_OPT_NOAUDIT, info))
         else:
             out.append(_RawCheck(held[0], pid, cred, target, cap, last == 0, None, info))
-
-
-def _exit_decoder(name: str, one: EventFormat) -> Callable[[int, bytes], Raw]:
-    read = one.unpacker("common_pid", "ret").unpack_from
-
-    def decode(time: int, data: bytes) -> Raw:
-        pid, result = read(data)
-        return Exit(time, pid, name, result)
-
-    return decode
 
 
 def _newtask_decoder(one: EventFormat) -> Callable[[int, bytes], Raw]:

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -270,8 +270,12 @@ class CheckWitness:
             events.append(self._classifier.accounting(time.monotonic_ns(), count, info))
         return events
 
-    def start(self, sink: Callable[[Sequence[Event]], None]) -> None:
-        """Read in a thread of our own and hand every batch to `sink` (`Ledger.feed`), until `stop`."""
+    def start(self, sink: Callable[[Sequence[Event]], None], awaited: Container[int] | None = None) -> None:
+        """Read in a thread of our own and hand every batch to `sink` (`Ledger.feed`), until `stop`.
+
+        `awaited` are the tasks of which the ends of system calls are wanted; it is asked on that thread.
+        """
+        self._decoder.awaited = awaited
         self._thread = threading.Thread(target=self._run, args=(sink,), name="check-witness", daemon=True)
         self._thread.start()
 
