@@ -38,8 +38,9 @@ def service_again(options: Options, trace: Trace) -> Service | None:
 
     A service that the user ended with Ctrl-C has to run as long as it did then.
     """
+    check = None if options.check is None else functools.partial(checked, options.check)
     if trace.interrupted is not None:
-        return Service(trace.interrupted)
+        return Service(trace.interrupted, check=check, check_inside=options.check_inside)
     service = service_of(options)
     if service is None or trace.stopped is None:
         return None
@@ -47,8 +48,8 @@ def service_again(options: Options, trace: Trace) -> Service | None:
         time_limit(options, trace) if options.until_healthy else service.seconds,
         until_healthy=options.until_healthy,
         healthy=trace.stopped.healthy,
-        check=service.check,
-        check_inside=service.check_inside,
+        check=check,
+        check_inside=options.check_inside,
     )
 
 
@@ -84,6 +85,9 @@ def acceptance(options: Options, trace: Trace, sandbox: Sandbox, broad: Recipe) 
     Raises UnverifiedError when that run ends otherwise than the traced one.
     """
     stdout = None
+    service = service_again(options, trace) is not None
+    if options.compare_output and service:
+        raise UsageError("--compare-output is for commands that end, and this one was stopped", "use --check instead")
     if options.compare_output:
         outcome = sandbox.rerun(broad, timeout=time_limit(options, trace))
         if outcome.timed_out or outcome.exit_code != trace.exit_code:
@@ -94,7 +98,7 @@ def acceptance(options: Options, trace: Trace, sandbox: Sandbox, broad: Recipe) 
         stdout = outcome.stdout
     return Acceptance(
         trace.exit_code,
-        service=service_again(options, trace) is not None,
+        service=service,
         stdout=stdout,
         check=options.check,
         files=tuple((path, trace.files[path]) for path in options.expect if trace.files.get(path)),
