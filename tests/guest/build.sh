@@ -1,0 +1,116 @@
+#!/bin/sh
+# Makes the stock Debian guest once and prints the directory that holds it: vmlinuz, initrd.img, root.qcow2.
+# Both layers are cached by the hash of all that they are made of, outside the repository:
+#   base-HASH/   a Debian as mmdebstrap makes it: stock kernel, systemd, Docker, AppArmor, Python
+#   guest-HASH/  the same, booted once: the tests' Python environment and the test images' userlands are in it
+# `build.sh --remove` removes the cache. Needs root (mmdebstrap's root mode), mmdebstrap, qemu, e2fsprogs.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/settings.sh"
+
+if [ "${1:-}" = --remove ]; then
+    rm -rf "$CACHE"
+    exit 0
+fi
+
+packages='linux-image-amd64 initramfs-tools systemd systemd-sysv udev dbus docker.io docker-cli containerd runc iptables
+    nftables apparmor python3 python3-venv python3-pip make git strace busybox-static mmdebstrap e2fsprogs kmod procps
+    iproute2 iputils-ping libcap2-bin fuse3 mount util-linux gcc libc6-dev ca-certificates'
+packages=$(echo $packages | tr ' ' ',')
+
+need() { # need PROGRAM PACKAGE: install the package when the program is missing
+    command -v "$1" > /dev/null || "$REPOSITORY/.ci/packages" "$2"
+}
+
+need mmdebstrap mmdebstrap
+need qemu-system-x86_64 qemu-system-x86
+need qemu-img qemu-utils
+need mke2fs e2fsprogs
+mkdir -p "$CACHE"
+exec 9> "$CACHE/lock"
+flock 9 # one builder at a time; others find the finished guest
+
+python=$REPOSITORY/.venv/bin/python
+tags=$("$python" "$here/userlands.py" tags "$SUITE")
+requirements=$("$python" -c '
+import sys, tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+print("\n".join([*project["dependencies"], *project["optional-dependencies"]["dev"]]))
+' "$REPOSITORY/pyproject.toml" | grep -v -e '^mypy' -e '^ruff') # the guest runs tests; lint is the host's affair
+
+digest() { sha256sum | cut -c 1-16; }
+base_hash=$( { echo "$SUITE $packages"; cat "$here/base.sh"; } | digest)
+base=$CACHE/base-$base_hash
+guest_hash=$( { echo "$base_hash $tags $requirements"; cat "$here/prime.sh"; } | digest)
+guest=$CACHE/guest-$guest_hash
+
+if [ -e "$guest/root.qcow2" ]; then
+    touch "$guest" "$base"
+    echo "$guest"
+    exit 0
+fi
+work=$(mktemp -d "$CACHE/.build-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+
+if [ ! -e "$base/root.img" ]; then
+    say "making $SUITE with mmdebstrap"
+    "$python" "$here/userlands.py" sources "$SUITE" > "$work/sources"
+    apt-config dump Acquire | grep -E '::(Proxy|CaInfo|Verify-|Check-)' | grep -v '""' > "$work/apt.conf" || true
+    if ! mmdebstrap --mode=root --variant=important --format=directory --include="$packages" \
+        --aptopt="$work/apt.conf" --aptopt='APT::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/kernel"' \
+        --essential-hook='echo MODULES=list > "$1/etc/initramfs-tools/conf.d/guest"' \
+        --essential-hook='printf "virtio_pci\nvirtio_blk\next4\n" > "$1/etc/initramfs-tools/modules"' \
+        --customize-hook="$here/base.sh \"\$1\"" \
+        "$SUITE" "$work/root" - < "$work/sources" > "$work/log" 2>&1 9>&-; then
+        tail -n 20 "$work/log" >&2
+        say "mmdebstrap could not make $SUITE from this machine's apt sources"
+        exit 3
+    fi
+    say 'packing the file system'
+    mkdir "$work/base"
+    cp "$work"/root/boot/vmlinuz-* "$work/base/vmlinuz"
+    cp "$work"/root/boot/initrd.img-* "$work/base/initrd.img"
+    truncate --size=12G "$work/base/root.img"
+    mke2fs -q -t ext4 -L guest -d "$work/root" "$work/base/root.img"
+    rm -rf "$work/root" "$base"
+    mv "$work/base" "$base"
+fi
+
+say 'fetching what its Python tests need'
+mkdir "$work/payload"
+echo "$requirements" > "$work/requirements"
+# Unpacked here for Debian 13's Python: under emulation pip alone takes five minutes.
+"$python" -m pip install --quiet --target "$work/payload/site-packages" --no-compile --no-warn-conflicts \
+    --python-version 3.13 --implementation cp --only-binary=:all: --platform manylinux_2_28_x86_64 \
+    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --requirement "$work/requirements" \
+    > "$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; exit 3; }
+
+say 'making the test images of its suite'
+mkdir -p "$CACHE/userlands"
+"$python" "$here/userlands.py" pack "$SUITE" "$CACHE/userlands" > "$work/archives" 9>&-
+xargs cp -t "$work/payload" < "$work/archives"
+mkdir -p "$work/payload/tests/guest"
+cp "$REPOSITORY/tests/images.py" "$work/payload/tests/"
+cp "$here/userlands.py" "$here/prime.sh" "$here/stream.sh" "$work/payload/tests/guest/"
+cp "$here/prime.sh" "$work/payload/start"
+tar --create --file="$work/payload.tar" -C "$work/payload" .
+rm -rf "$work/payload"
+
+say 'booting it once to take these in'
+mkdir "$work/guest"
+qemu-img create -q -f qcow2 -F raw -b "$base/root.img" "$work/guest/root.qcow2"
+cp "$base/vmlinuz" "$base/initrd.img" "$work/guest/"
+if ! "$here/boot.sh" "$work/guest" "$work/guest/root.qcow2" "$work/payload.tar" "$work/results" 900 9>&- >&2; then
+    say "the guest could not be prepared"
+    exit 3
+fi
+rm -rf "$guest"
+mv "$work/guest" "$guest"
+# What no run has used for two weeks is of an older revision.
+find "$CACHE" -mindepth 1 -maxdepth 1 -name '*-*' -type d -mtime +14 -exec rm -rf {} +
+echo "$guest"

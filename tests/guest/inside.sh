@@ -1,0 +1,30 @@
+#!/bin/sh
+# Runs in the guest at every boot of run.sh: the project's tree is in /srv/payload, and /srv/payload/.guest-run says what to
+# do: `tests` or `shell` in its first line, then one argument a line (each quoted for the shell).
+set -eu
+project=/srv/payload
+cd "$project"
+. tests/guest/stream.sh
+trap 'code=$?; [ -e "$RESULTS/exit-code" ] || finish "$code"' EXIT
+
+wait_for_docker
+ln -s /opt/venv .venv
+export PATH="$project/.venv/bin:$PATH" CAPPROFILE_REQUIRE_ENGINE=1
+mode=$(head -n 1 .guest-run)
+eval "set -- $(tail -n +2 .guest-run | tr '\n' ' ')"
+code=0
+case $mode in
+    shell)
+        sh -c "$*" >&3 2>&1 < /dev/null || code=$?
+        ;;
+    tests)
+        say 'tests are running'
+        # The pipe's first command gives the code, which only a file can carry out of it in this shell.
+        {
+            .venv/bin/python -m pytest --color=no --junit-xml="$RESULTS/junit.xml" "$@" 2>&1 < /dev/null || code=$?
+            echo "$code" > /run/pytest-code
+        } | tee "$RESULTS/pytest.log" >&3
+        code=$(cat /run/pytest-code)
+        ;;
+esac
+finish "$code"
