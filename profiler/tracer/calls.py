@@ -13,6 +13,7 @@ from profiler.catalogue.calls import FOREIGN, name_of
 from profiler.kernel.bpf import AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, X32_SYSCALL_BIT
 from profiler.kernel.notify import Notification
 from profiler.tracer import decode_constants as constants
+from profiler.tracer import decode_netlink as netlink
 from profiler.tracer import decode_structs as structs
 from profiler.tracer.decode_values import (
     Args,
@@ -86,6 +87,7 @@ _XATTR = flags(constants.XATTR_FLAGS)
 _CLOCK = named(constants.CLOCKS)
 _RESOURCE = named(constants.RESOURCES)
 _IPC = named(constants.IPC_COMMANDS)
+_ACCESS = flags(constants.ACCESS_CHECKS, zero="F_OK")
 
 SIGNATURES: Final[Mapping[str, Signature]] = {
     # mounts and namespaces
@@ -214,6 +216,46 @@ SIGNATURES: Final[Mapping[str, Signature]] = {
     "connect": _call(number, structs.address, size, about=_unix_socket),
     "setsockopt": _call(number, named(constants.SOCKET_LEVELS), structs.set_option, structs.option_value, size),
     "getsockopt": _call(number, named(constants.SOCKET_LEVELS), structs.get_option),
+    # too frequent for the traced run: watched where a run without a member tells what it is refused
+    "sendto": _call(netlink.socket_fd, netlink.buffer, size, netlink.flags_of, structs.destination),
+    "sendmsg": _call(netlink.socket_fd, netlink.message_header, netlink.flags_of),
+    "sendmmsg": _call(netlink.socket_fd, netlink.message_header, size, netlink.flags_of),
+    "execve": _call(path, structs.arguments),
+    "execveat": _call(fd, path, structs.arguments),
+    "access": _call(path, _ACCESS),
+    **{name: _call(fd, path, _ACCESS) for name in ("faccessat", "faccessat2")},
+    **{
+        name: _call(path) for name in ("stat", "lstat", "statfs", "chdir", "unlink", "rmdir", "listxattr", "llistxattr")
+    },
+    **{name: _call(path, pointer) for name in ("utime", "utimes")},
+    **{name: _call(path, text) for name in ("getxattr", "lgetxattr")},
+    "fgetxattr": _call(fd, text),
+    "newfstatat": _call(fd, path, about=_path_at(1, 0)),
+    "statx": _call(fd, path, _AT),
+    "readlink": _call(path),
+    "readlinkat": _call(fd, path),
+    "unlinkat": _call(fd, path, _AT),
+    "mkdir": _call(path, octal),
+    "mkdirat": _call(fd, path, octal),
+    **{name: _call(path, path) for name in ("rename", "link")},
+    "renameat": _call(fd, path, fd, path),
+    "renameat2": _call(fd, path, fd, path, flags(constants.RENAME_FLAGS)),
+    "symlink": _call(text, path),
+    "symlinkat": _call(text, fd, path, about=_path_at(2, 1)),
+    "utimensat": _call(fd, path, pointer, _AT),
+    "futimesat": _call(fd, path, pointer),
+    "inotify_add_watch": _call(number, path, hexadecimal),
+    **{name: _call(fd, pointer, size) for name in ("read", "write", "pread64", "pwrite64", "getdents64")},
+    **{name: _call(fd, pointer, number) for name in ("readv", "writev")},
+    "ftruncate": _call(fd, long),
+    "fallocate": _call(fd, hexadecimal, long, long),
+    "io_uring_enter": _call(number, number, number, hexadecimal),
+    "io_uring_register": _call(number, number, pointer, number),
+    "epoll_ctl": _call(number, number, number, pointer),
+    "clone3": _call(structs.clone3_flags, size),
+    "tgkill": _call(number, number, signal_name),
+    "tkill": _call(number, signal_name),
+    "shmat": _call(number, pointer, hexadecimal),
 }
 # Where the mode is: open(2) reads it only when it makes a file, otherwise the register holds something else.
 MODES: Final = {"open": 2, "openat": 3, "mq_open": 2}

@@ -24,6 +24,8 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_VSOCK = 1, 2, 10, 16, 17, 
 _SOCKADDR_MAX = 128  # sizeof(struct sockaddr_storage)
 _IFNAMSIZ = 16  # linux/if.h
 _GROUPS_SHOWN = 16
+_WORDS_SHOWN = 6
+_WORD_SHOWN = 32
 _RLIM_INFINITY = (1 << 64) - 1
 _LINUX_CAPABILITY_VERSION_1 = 0x19980330
 
@@ -53,6 +55,12 @@ def clone_flags(value: int, _: Tracee, __: Args) -> str:
     """The flags of clone(2), whose lowest byte is the signal that the parent gets."""
     shown = join_flags(value & 0xFFFFFF00, constants.CLONE_FLAGS)
     return f"{shown}|{value & 0xFF}" if value & 0xFF else shown
+
+
+def clone3_flags(value: int, tracee: Tracee, args: Args) -> str:
+    """The flags in `struct clone_args`."""
+    shown = tracee.number(value, 8)
+    return pointer(value, tracee, args) if shown is None else "{" + join_flags(shown, constants.CLONE_FLAGS) + "}"
 
 
 def socket_type(value: int, _: Tracee, __: Args) -> str:
@@ -125,6 +133,24 @@ def socket_address(content: bytes) -> str | None:
     if family == AF_VSOCK and len(content) >= 12:
         return f"vsock {int.from_bytes(content[8:12], 'little')}:{int.from_bytes(content[4:8], 'little')}"
     return constants.FAMILIES.get(family, f"family {family}")
+
+
+def destination(value: int, tracee: Tracee, args: Args) -> str:
+    """Where sendto(2) sends: a `struct sockaddr` whose length is in argument 5."""
+    content = tracee.bytes(value, min(args[5] & 0xFFFFFFFF, _SOCKADDR_MAX))
+    return socket_address(content) or pointer(value, tracee, args)
+
+
+def arguments(value: int, tracee: Tracee, args: Args) -> str:
+    """The first words of a program's argument vector."""
+    words: list[str] = []
+    for at in range(_WORDS_SHOWN + 1):
+        address = tracee.number(value + 8 * at, 8) if value else None
+        word = tracee.string(address, _WORD_SHOWN) if address else None
+        if word is None:
+            return "[" + ", ".join(words) + "]" if words else pointer(value, tracee, args)
+        words.append(quoted(word))
+    return "[" + ", ".join(words[:-1]) + ", …]"
 
 
 def ioctl_command(value: int, _: Tracee, __: Args) -> str:

@@ -19,6 +19,7 @@ from profiler.kernel.notify import Notification
 from profiler.tracer.calls import SIGNATURES, DecodedCall, decode
 from profiler.tracer.decode_ioctls import COMMANDS
 from profiler.tracer.decode_ioctls import name as command_name
+from profiler.tracer.decode_netlink import messages
 from profiler.tracer.decode_structs import socket_address
 from profiler.tracer.decode_values import Tracee, join_flags, quoted
 
@@ -195,3 +196,62 @@ def test_nothing_fails_whatever_the_registers_say(name: str, values: list[int], 
     address = at(data or b"\0")
     assert call(name, *(address,) * 6).name == name
     assert socket_address(data) is None or len(data) >= 2
+
+
+def _link_message(kind: int, *attributes: bytes) -> bytes:
+    body = struct.pack("BxHiII", 0, 0, 3, 0, 0) + b"".join(attributes)
+    return struct.pack("IHHII", 16 + len(body), kind, 5, 1, 0) + body
+
+
+def test_netlink_messages_say_what_they_ask_for() -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as route:
+        message = _link_message(16, struct.pack("HH8s", 12, 3, b"eth0"))
+        found = call("sendto", route.fileno(), at(message), len(message), 0, 0, 0)
+        assert found.args[:3] == (f"{route.fileno()}<NETLINK_ROUTE>", '{RTM_NEWLINK "eth0"}', str(len(message)))
+        message = _link_message(17)
+        vector = at(struct.pack("QQ", at(message), len(message)))
+        header = at(struct.pack("QQQQQQQ", 0, 0, vector, 1, 0, 0, 0))
+        assert call("sendmsg", route.fileno(), header, 0x40).args[1:] == ("{RTM_DELLINK ifindex=3}", "MSG_DONTWAIT")
+
+
+def test_what_is_no_netlink_is_an_address() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        assert call("sendto", left.fileno(), 0, 0, 0, 0, 0).args[:2] == (str(left.fileno()), "NULL")
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "shown"),
+    [
+        (12, 16, ""),  # a batch's begin says nothing
+        (12, 10 << 8 | 0, "{NFT_MSG_NEWTABLE}"),
+        (12, 6 << 8 | 2, "{IPSET_CMD_CREATE}"),
+        (12, 1 << 8 | 1, "{IPCTNL_MSG_CT_GET}"),
+        (12, 3 << 8 | 2, "{QUEUE 2}"),
+        (9, 1000, "{AUDIT_GET}"),
+        (9, 1107, "{AUDIT_USER_MSG 1107}"),
+        (4, 21, "{SOCK_DESTROY}"),
+        (6, 21, "{XFRM_MSG_GETPOLICY}"),
+        (0, 24, "{RTM_NEWROUTE}"),
+        (16, 30, "{type 30}"),
+    ],
+)
+def test_netlink_types(kind: int, number: int, shown: str) -> None:
+    assert messages(struct.pack("IHHII", 16, number, 1, 1, 0), kind) == shown
+
+
+@given(st.binary(max_size=200), st.sampled_from([0, 4, 6, 9, 12, 16, 99]))
+def test_any_bytes_are_shown_as_some_message(content: bytes, kind: int) -> None:
+    messages(content, kind)
+
+
+def test_execve_shows_its_words() -> None:
+    vector = at(struct.pack("QQQ", text("ls"), text("-l"), 0))
+    assert call("execve", text("/bin/ls"), vector, 0) == ("execve", ('"/bin/ls"', '["ls", "-l"]'), "/bin/ls")
+
+
+def test_paths_of_calls_that_only_a_watched_run_stops() -> None:
+    assert call("newfstatat", AT_FDCWD, text("f"), 0, 0).path == str(Path.cwd()) + "/f"
+    assert call("faccessat2", AT_FDCWD, text("f"), 6).args == ("AT_FDCWD", '"f"', "R_OK|W_OK")
+    assert call("unlinkat", AT_FDCWD, text("d"), 0x200).args == ("AT_FDCWD", '"d"', "AT_REMOVEDIR")
+    assert call("symlinkat", text("to"), AT_FDCWD, text("l")).path == str(Path.cwd()) + "/l"
