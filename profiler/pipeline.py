@@ -21,9 +21,10 @@ from profiler.criteria import (
     service_of,
     time_limit,
 )
+from profiler.errors import UnverifiedError
 from profiler.harness.interface import Announce, Sandbox, Service
 from profiler.model import Doubt, HostFacts, Observation, Recipe, Requirement, Rerun, Status, Trace, Verdict
-from profiler.options import Options, Prove
+from profiler.options import Options, Prove, Seccomp
 from profiler.profiles import Profiles, opens_calls, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
@@ -34,7 +35,7 @@ from profiler.synthesizer.reduce import reduce
 from profiler.tracer.recorder import Progress
 from profiler.tracer.session import Interruptible
 from profiler.tracer.session import trace as traced
-from profiler.understanding import Understanding
+from profiler.understanding import UNCONFINED, Understanding
 from profiler.verifier.bench import Bench
 from profiler.verifier.prove import Proof, prove
 from profiler.verifier.refine import passing
@@ -145,9 +146,7 @@ class _Case:
         bench = self._bench(trace, understanding)
         full = understanding.recipe(Doubt.DOUBTFUL)
         candidates = [full] if self.options.strict else [understanding.recipe(Doubt.LIKELY), full]
-        investigate = functools.partial(self._denied, trace)
-        recipe = passing(bench, candidates, self.broad, order=weight, investigate=investigate)
-        proof = self._proof(bench, recipe)
+        proof = self._proof(bench, self._passing(trace, bench, candidates))
         recipe = self._with_optional(bench, understanding, proof.recipe) if self.options.keep_optional else proof.recipe
         verdict = Verdict(
             recipe,
@@ -159,6 +158,21 @@ class _Case:
             kept=recipe - proof.recipe,
         )
         return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof)
+
+    def _passing(self, trace: Trace, bench: Bench, candidates: Sequence[Recipe]) -> Recipe:
+        """A recipe that passes. Where the engine's own filter shall stay, switching it off is none of the ways out."""
+        keeps_filter = self.options.seccomp is Seccomp.DEFAULT
+        broad = self.broad - {UNCONFINED} if keeps_filter else self.broad
+        try:
+            investigate = functools.partial(self._denied, trace)
+            return passing(bench, candidates, broad, order=weight, investigate=investigate)
+        except UnverifiedError as error:
+            if not keeps_filter or not bench.run(self.broad, "every privilege and no filter").passed:
+                raise
+            raise UnverifiedError(
+                "the engine's own seccomp filter denies calls without which the workload fails",
+                "leave --seccomp default out: a profile then opens just these calls",
+            ) from error
 
     def _with_optional(self, bench: Bench, understanding: Understanding, proved: Recipe) -> Recipe:
         """`proved` and what else was asked for, rerun; `proved` alone if the workload then fails, as some do."""

@@ -7,9 +7,9 @@ from contextlib import closing
 import pytest
 
 from profiler import pipeline
-from profiler.errors import UsageError, WorkloadError
+from profiler.errors import UnverifiedError, UsageError, WorkloadError
 from profiler.harness.docker_sandbox import DockerSandbox
-from profiler.options import Options, Prove
+from profiler.options import Options, Prove, Seccomp
 
 pytestmark = pytest.mark.engine
 
@@ -21,9 +21,9 @@ HEALTH = ("--health-cmd", "test -e /ready", "--health-interval", "300ms", "--hea
 def profiled(busybox_image):
     """Profiles a script in a container: its report, and what was announced."""
 
-    def profile(script, *flags, **options):
+    def profile(script, *flags, image=busybox_image, **options):
         said = []
-        words = ("docker", "run", "--rm", *flags, busybox_image, "sh", "-c", script)
+        words = ("docker", "run", "--rm", *flags, image, "sh", "-c", script)
         with closing(DockerSandbox(words)) as sandbox:
             report = pipeline.profile(sandbox, Options(prove=Prove.ALL, jobs=2, **options), said.append)
         return report, said
@@ -119,3 +119,28 @@ def test_strict_needs_what_had_succeeded(profiled):
     report, _ = profiled("touch /made; chown 1 /made; true", strict=True)
     assert members(report) == {"CHOWN"}
     assert denial(report, "CHOWN").endswith("is refused, and had succeeded")
+
+
+@pytest.mark.parametrize(
+    ("seccomp", "expected"),
+    [
+        (Seccomp.PROFILE, {"seccomp:unshare"}),
+        (Seccomp.UNCONFINED, {"seccomp=unconfined"}),
+        (Seccomp.DEFAULT, {"SYS_ADMIN"}),  # with it the engine's own filter opens the call
+    ],
+)
+def test_what_the_engines_filter_denies_is_opened_as_asked(profiled, tmp_path, seccomp, expected):
+    report, _ = profiled("unshare -U true", "--user", "1000", seccomp=seccomp, output=tmp_path / "manifest.json")
+    assert members(report) == expected
+
+
+def test_the_engines_filter_stays_if_asked_even_if_nothing_passes(profiled, tools_image):
+    """No capability opens keyctl(2) in the engine's default filter."""
+    with pytest.raises(UnverifiedError, match="seccomp filter denies calls"):
+        profiled(
+            "exec perl -e 'exit(syscall(250, 0, -3, 1) < 0)'",
+            "--user",
+            "1000",
+            image=tools_image,
+            seccomp=Seccomp.DEFAULT,
+        )
