@@ -139,7 +139,9 @@ class Ledger:
 
     # -- one event each, under the lock ------------------------------------------------------------------------------
 
-    def _task(self, event: Fork | Exec | TaskExit, seen: dict[tuple[int, int], tuple[Process | None, Signature]]) -> None:
+    def _task(
+        self, event: Fork | Exec | TaskExit, seen: dict[tuple[int, int], tuple[Process | None, Signature]]
+    ) -> None:
         if isinstance(event, Fork):
             self._close_before(event.child, event.time_ns)  # a reused pid
             self._processes.forked(event.time_ns, event.pid, event.child, thread=bool(event.thread))

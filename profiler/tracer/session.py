@@ -118,8 +118,6 @@ class _Session:
         self._notes: list[str] = []
         self._family = _Family(self._pid)
         self._knows_family = False
-        self._executed = self._stack.enter_context(ExecutedFiles(self._pid))
-        self._ledger = Ledger(self._pid, carried=self._executed.checks)
         self._stopper: Stopper | None = None
         self._interrupted: float | None = None
         self._stopped: Stopped | None = None
@@ -166,6 +164,8 @@ class _Session:
     def _prepare(self) -> None:
         self._steered = steered = Steered.seize(self._pid)
         self._stack.callback(steered.detach)
+        executed = self._stack.enter_context(ExecutedFiles(self._pid))
+        self._ledger = Ledger(self._pid, carried=executed.checks)
         self._witness = witness = self._open_witness()
         known = catalogue()
         program = assemble(known.rules(self._extra_calls), foreign_numbers=known.foreign_numbers())
