@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 from profiler.model import Privilege, Recipe, Rerun
 from profiler.verifier.bench import Bench
+
+GROUPED: Final = 4  # members from which on groups save reruns
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,66 @@ class Proof:
 def prove(bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], until: float | None = None) -> Proof:
     """Remove each member of `recipe` (which passes), the most dangerous first, and drop what was not needed.
 
-    All members are tried at once as far as the bench runs in parallel; where more than one turns out to be
-    unneeded alone, they are dropped one at a time, since they may stand in for each other. A dropped member's last
-    rerun was made with exactly the recipe that is left. What failed without a member in a larger set counts for the
-    smaller one too. No rerun is started after `until` (monotonic seconds).
+    What was added to a recipe that failed is mostly not needed: it is removed in groups, halved where that fails. Then
+    each member is removed alone, as far as the bench runs in parallel. Where more than one turns out to be unneeded
+    alone, all of them are removed together; if that fails they stand in for each other, and are dropped one at a time.
+    The last rerun that passed was made with exactly the recipe that is left. What failed without a member in a larger
+    set counts for the smaller one too. No rerun is started after `until` (monotonic seconds).
     """
-    members = sorted(recipe, key=lambda privilege: (-order(privilege), privilege.label))
-    first = bench.run_all({recipe - {member}: f"without {member.label}" for member in members}, until)
-    needed = {m: first[recipe - {m}] for m in members if recipe - {m} in first and not first[recipe - {m}].passed}
-    spare = [m for m in members if recipe - {m} in first and first[recipe - {m}].passed]
-    dropped: list[Privilege] = []
-    current = recipe
-    for member in spare:
-        if _late(until):
-            break
-        rerun = bench.run(current - {member}, f"without {member.label}")
+    removal = _Removal(bench, recipe, until)
+    ordered = sorted(recipe, key=lambda privilege: (-order(privilege), privilege.label))
+    added = recipe - max((r.recipe for r in bench.runs if not r.passed and r.recipe < recipe), key=len, default=recipe)
+    if len(added) >= GROUPED:
+        removal.halves([member for member in ordered if member in added])
+    removal.each([member for member in ordered if member in removal.current and member not in removal.needed])
+    return Proof(
+        removal.current, {m: r for m, r in removal.needed.items() if m in removal.current}, tuple(removal.dropped)
+    )
+
+
+@dataclass
+class _Removal:
+    """The recipe on its way down: `current` passes."""
+
+    bench: Bench
+    current: Recipe
+    until: float | None
+    needed: dict[Privilege, Rerun] = field(default_factory=dict)
+    dropped: list[Privilege] = field(default_factory=list)
+
+    def without(self, members: Sequence[Privilege]) -> Rerun | None:
+        """Rerun without these and drop them if it passes; None where no time is left."""
+        if _late(self.until):
+            return None
+        rerun = self.bench.run(self.current - frozenset(members), f"without {' '.join(m.label for m in members)}")
         if rerun.passed:
-            current = rerun.recipe
-            dropped.append(member)
-        else:
-            needed[member] = rerun
-    return Proof(current, {m: r for m, r in needed.items() if m in current}, tuple(dropped))
+            self.current = rerun.recipe
+            self.dropped += members
+        elif len(members) == 1:
+            self.needed[members[0]] = rerun
+        return rerun
+
+    def halves(self, members: Sequence[Privilege]) -> None:
+        """Drop what is not needed of `members`, of which not all can go."""
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            rerun = self.without(half)
+            if rerun is not None and not rerun.passed and len(half) > 1:
+                self.halves(half)
+
+    def each(self, members: Sequence[Privilege]) -> None:
+        """Remove each alone, then drop what was not needed."""
+        recipe = self.current
+        runs = self.bench.run_all({recipe - {m}: f"without {m.label}" for m in members}, self.until)
+        alone = {m: runs[recipe - {m}] for m in members if recipe - {m} in runs}
+        self.needed |= {m: rerun for m, rerun in alone.items() if not rerun.passed}
+        spare = [m for m, rerun in alone.items() if rerun.passed]
+        if len(spare) > 2:  # for two, one at a time takes one rerun more as well
+            rerun = self.without(spare)
+            if rerun is None or rerun.passed:
+                return
+        for member in spare:
+            self.without([member])
 
 
 def _late(until: float | None) -> bool:

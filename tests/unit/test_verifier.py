@@ -83,6 +83,36 @@ def test_removal_keeps_what_is_needed_and_drops_the_rest(jobs):
     assert proof.complete
 
 
+def test_several_that_nobody_needs_are_dropped_together():
+    sandbox = Imagined("AC")
+    proof = prove(bench_of(sandbox), caps("ABCDEF"), order=order)
+    assert proof.recipe == caps("AC") and proof.complete
+    assert len(sandbox.ran) == 6 + 1
+
+
+def test_three_of_which_one_is_needed_are_told_apart():
+    proof = prove(bench_of(Imagined("A", "B", "C")), caps("ABC"), order=order)
+    assert proof.recipe == caps("A") and proof.complete
+
+
+@pytest.mark.parametrize("hidden", ["AI", "AB", "ABEI", "ACDEFGHI", "AGH"])
+def test_what_was_added_to_a_failing_recipe_is_removed_in_groups(hidden):
+    sandbox = Imagined(hidden)
+    bench = bench_of(sandbox)
+    recipe = passing(bench, [caps("A"), caps("ABCDEFGHI")], ALL, order=order, investigate=nothing)
+    proof = prove(bench, recipe, order=order)
+    assert proof.recipe == caps(hidden) and proof.complete
+    assert len(sandbox.ran) <= 2 + 2 * 8
+
+
+def test_groups_need_fewer_reruns_than_members():
+    sandbox = Imagined("AC")
+    bench = bench_of(sandbox)
+    passing(bench, [caps("A"), caps("ABCDEFGHI")], ALL, order=order, investigate=nothing)
+    assert prove(bench, caps("ABCDEFGHI"), order=order).recipe == caps("AC")
+    assert len(sandbox.ran) <= 2 + 5
+
+
 def test_two_that_stand_in_for_each_other_are_not_both_dropped():
     """Leave-one-out from the full set would drop DAC_READ_SEARCH and DAC_OVERRIDE: each alone is enough."""
     proof = prove(bench_of(Imagined("A", "B")), caps("AB"), order=order)
