@@ -1,7 +1,8 @@
 """Where in the kernel a capability is checked, and what a refusal there does to a workload. Data.
 
 A row is keyed by the capability (None: any) and the check's site, the first kernel function above the capability
-helpers; `calls`, where it is given, narrows the row to these system calls. The first row that fits counts. A site
+helpers; `calls`, where it is given, narrows the row to these system calls, `words` to calls with one of these among
+their rendered arguments. The first row that fits counts. A site
 without a row is `LIKELY`: the call would be refused. Sites were seen on Linux 6.18; on other kernels the same function
 may have been inlined into its caller, so a row names both where both are known.
 """
@@ -22,10 +23,13 @@ class Site:
     doubt: Doubt
     why: str
     calls: frozenset[str] = frozenset()
+    words: frozenset[str] = frozenset()
 
 
-def _site(capability: str | None, functions: str, doubt: Doubt, why: str, calls: str = "") -> Site:
-    return Site(capability, frozenset(functions.split()), doubt, why, frozenset(calls.split()))
+def _site(capability: str | None, functions: str, doubt: Doubt, why: str, calls: str = "", words: str = "") -> Site:
+    return Site(
+        capability, frozenset(functions.split()), doubt, why, frozenset(calls.split()), frozenset(words.split())
+    )
 
 
 _NEVER = Doubt.NEGLIGIBLE
@@ -103,6 +107,14 @@ SITES: tuple[Site, ...] = (
     ),
     _site("NET_ADMIN", "dev_load", _NEVER, "module autoload for a network interface that does not exist"),
     _site("NET_ADMIN", "do_tcp_setsockopt", _MAYBE, "a congestion control that is not in the allowed list"),
+    _site(
+        "NET_ADMIN",
+        "sk_setsockopt",
+        _MAYBE,
+        "a buffer beyond net.core.rmem_max or a priority: programs take what they get",
+        "setsockopt",
+        "SO_RCVBUFFORCE SO_SNDBUFFORCE SO_PRIORITY SO_BUSY_POLL",
+    ),
     _site("NET_ADMIN", "__vsock_create", _NEVER, "a vsock is created either way: the check marks it as trusted"),
     _site("NET_ADMIN", "rtnl_link_get_net_capable rtnl_get_net_ns_capable", _NEVER, "asked beside rtnetlink_rcv_msg"),
     _site("SYS_TTY_CONFIG", "vt_ioctl vt_k_ioctl", _MAYBE, "asked at the start of every VT ioctl, whichever it is"),
@@ -213,3 +225,13 @@ SITES: tuple[Site, ...] = (
         "taking another group's id",
     ),
 )
+
+# Calls that programs make on the chance: refused by an engine's filter they go another way. Placement of memory
+# (libnuma), another way of I/O (liburing's users, libuv), another way to tell mounts and files apart (systemd,
+# util-linux, Mesa), hanging up one's own terminal (login), a session keyring of one's own (pam_keyinit; runc insists).
+ON_THE_CHANCE: frozenset[str] = frozenset(
+    {
+        "get_mempolicy", "set_mempolicy", "mbind", "set_mempolicy_home_node", "migrate_pages", "move_pages",
+        "io_uring_setup", "io_uring_enter", "io_uring_register", "name_to_handle_at", "kcmp", "vhangup", "keyctl",
+    }
+)  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from profiler.catalogue.paths import MASKED, READ_ONLY, REVEALING_TYPES, ROOT_MAPS
-from profiler.catalogue.sites import SITES, Site
+from profiler.catalogue.sites import ON_THE_CHANCE, SITES, Site
 from profiler.catalogue.substitutes import SUBSTITUTES
 from profiler.model import (
     Capability,
@@ -63,13 +63,14 @@ def requirements(trace: Trace, grantable: frozenset[str], pools: Pools, *, confi
 def seccomp_requirements(missing: Iterable[RawCall]) -> tuple[Requirement, ...]:
     """One requirement a call that the engine's own filter would refuse, where the workload got an answer from it.
 
-    A call that fails even when it is let through is doubtful: the workload already lives with its failure.
+    A call that fails even when it is let through is doubtful: the workload already lives with its failure. So is one
+    that programs make on the chance.
     """
     needs = [
         Need(
             (frozenset({Syscalls((call.name,))}),),
             "the engine's default seccomp filter refuses this call",
-            Doubt.DOUBTFUL if call.result is not None and call.result < 0 else Doubt.LIKELY,
+            Doubt.DOUBTFUL if _fails_anyway(call) or call.name in ON_THE_CHANCE else Doubt.LIKELY,
             call,
         )
         for call in missing
@@ -77,12 +78,13 @@ def seccomp_requirements(missing: Iterable[RawCall]) -> tuple[Requirement, ...]:
     return _merged(needs)
 
 
-def _site(check: KernelCheck, call: str | None) -> Site | None:
+def _site(check: KernelCheck, observation: Observation) -> Site | None:
     for row in SITES:
         if (
             (row.capability is None or row.capability == check.capability)
             and check.site in row.functions
-            and (not row.calls or call in row.calls)
+            and (not row.calls or observation.call in row.calls)
+            and (not row.words or not row.words.isdisjoint(observation.args))
         ):
             return row
     return None
@@ -105,14 +107,14 @@ def _of_checks(observation: Observation, grantable: frozenset[str]) -> Iterator[
         alternatives = _alternatives(check, grantable)
         if not alternatives:
             continue
-        site = _site(check, observation.call)
+        site = _site(check, observation)
         doubt = site.doubt if site else Doubt.LIKELY
         if doubt < Doubt.DOUBTFUL and (_fails_anyway(observation) or _changes_nothing(observation)):
             doubt = Doubt.DOUBTFUL
         yield Need(alternatives, site.why if site else "", doubt, observation)
 
 
-def _fails_anyway(observation: Observation) -> bool:
+def _fails_anyway(observation: Observation | RawCall) -> bool:
     return observation.result is not None and observation.result < 0
 
 

@@ -1,5 +1,7 @@
 """Which requirements a trace shows, and how sure they are."""
 
+import pytest
+
 from profiler.model import (
     Capability,
     Device,
@@ -107,13 +109,21 @@ def test_devices_join_their_access_and_pools_become_classes():
 
 
 def test_refused_calls_are_one_requirement_each():
-    keyctl = RawCall("keyctl", 250, (0, 0, 0, 0, 0, 0), SHELL, result=1)
-    failing = RawCall("kcmp", 312, (0, 0, 0, 0, 0, 0), SHELL, result=-1)
-    rows = {row.alternatives[0]: row.doubt for row in seccomp_requirements([keyctl, failing])}
+    pivot = RawCall("pivot_root", 155, (0, 0, 0, 0, 0, 0), SHELL, result=0)
+    failing = RawCall("ptrace", 101, (0, 0, 0, 0, 0, 0), SHELL, result=-1)
+    placing = RawCall("set_mempolicy", 238, (0, 0, 0, 0, 0, 0), SHELL, result=0)
+    rows = {row.alternatives[0]: row.doubt for row in seccomp_requirements([pivot, failing, placing])}
     assert rows == {
-        frozenset({Syscalls(("keyctl",))}): Doubt.LIKELY,
-        frozenset({Syscalls(("kcmp",))}): Doubt.DOUBTFUL,
+        frozenset({Syscalls(("pivot_root",))}): Doubt.LIKELY,
+        frozenset({Syscalls(("ptrace",))}): Doubt.DOUBTFUL,
+        frozenset({Syscalls(("set_mempolicy",))}): Doubt.DOUBTFUL,
     }
+
+
+@pytest.mark.parametrize(("option", "doubt"), [("SO_RCVBUFFORCE", Doubt.DOUBTFUL), ("SO_MARK", Doubt.LIKELY)])
+def test_a_row_may_ask_for_a_word_of_the_arguments(option, doubt):
+    observed = call("setsockopt", [check("NET_ADMIN", "sk_setsockopt")], args=("5", "SOL_SOCKET", option, "8"))
+    assert found(observed) == {("NET_ADMIN",): doubt}
 
 
 def weight(privilege):
