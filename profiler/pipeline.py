@@ -23,7 +23,18 @@ from profiler.criteria import (
 )
 from profiler.errors import UnverifiedError
 from profiler.harness.interface import Announce, Sandbox, Service
-from profiler.model import Doubt, HostFacts, Observation, Recipe, Requirement, Rerun, Status, Trace, Verdict
+from profiler.model import (
+    Doubt,
+    HostFacts,
+    Observation,
+    Privilege,
+    Recipe,
+    Requirement,
+    Rerun,
+    Status,
+    Trace,
+    Verdict,
+)
 from profiler.options import Options, Prove, Seccomp
 from profiler.profiles import Profiles, opens_calls, place_of
 from profiler.report.interface import Report
@@ -218,21 +229,25 @@ class _Case:
         """Requirements whose evidence names no file get it from a watched run without the member: the refused call.
 
         Opening a file for reading is not stopped in the traced run (there are far too many of them), so the check is
-        known from there but not the path. Without the member the call fails, and there it is stopped.
+        known from there but not the path. Without the member the call fails, and there it is stopped. A member with
+        some other requirement that names what it is for needs no such run.
         """
-        told = []
-        for row in rows:
-            calls = frozenset(o.call for o in row.evidence if isinstance(o, Observation) and o.call and not o.args)
-            member = next((p for a in row.alternatives for p in a if p in proof.needed), None)
-            if member is None or not calls or any(isinstance(o, Observation) and o.args for o in row.evidence):
-                told.append(row)
+        answers = {
+            member: [row for row in rows if _answered_by(row, proof.recipe) == member] for member in proof.needed
+        }
+        told: dict[Requirement, Requirement] = {}
+        for member, answered in answers.items():
+            if any(observation.args for row in answered for observation in _observations(row)):
+                continue
+            calls = frozenset(o.call for row in answered for o in _observations(row) if o.call)
+            if not calls:
                 continue
             self.announce(f"watching a run without {member.label} to see what it is denied")
             watched = self._traced(proof.recipe - {member}, service_again(self.options, trace), calls)
-            refused = refusals(watched, row)
-            named = tuple(observation for observation in refused if observation.args)
-            told.append(dataclasses.replace(row, evidence=named[:4] + row.evidence))
-        return tuple(told)
+            for row in answered:
+                named = tuple(observation for observation in refusals(watched, row) if observation.args)
+                told[row] = dataclasses.replace(row, evidence=named[:4] + row.evidence)
+        return tuple(told.get(row, row) for row in rows)
 
     def _tell(self, rerun: Rerun) -> None:
         labels = " ".join(sorted(p.label for p in rerun.recipe)) if len(rerun.recipe) <= 8 else "many privileges"
@@ -269,6 +284,15 @@ class _Case:
             safer=advice(r.requirement for r in requirements if r.status is not Status.OPTIONAL),
             warnings=(*self.sandbox.cautions(), *trace.notes),
         )
+
+
+def _answered_by(row: Requirement, recipe: Recipe) -> Privilege | None:
+    """The member of `recipe` that meets a requirement alone; None where none does."""
+    return next((member for a in row.alternatives if a <= recipe for member in a), None)
+
+
+def _observations(row: Requirement) -> list[Observation]:
+    return [piece for piece in row.evidence if isinstance(piece, Observation)]
 
 
 def _merged(traces: Sequence[Trace]) -> Trace:

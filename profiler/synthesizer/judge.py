@@ -36,7 +36,7 @@ def _members(
     rows: Sequence[Requirement], verdict: Verdict, proved: Container[Privilege]
 ) -> Iterator[JudgedRequirement]:
     answered: set[Privilege] = set()
-    for row in rows:
+    for row in sorted(rows, key=_tells_least):
         for member in next(alternative for alternative in row.alternatives if alternative <= verdict.recipe):
             if member not in answered:
                 answered.add(member)
@@ -46,6 +46,12 @@ def _members(
         reason = "no witness saw what it is for; without it the workload fails" + (f": {why}" if why else "")
         row = Requirement((frozenset({member}),), reason, Doubt.CERTAIN)
         yield JudgedRequirement(member, row, _status(member, verdict, proved))
+
+
+def _tells_least(row: Requirement) -> tuple[bool, int, Doubt]:
+    """Sorts a member's rows: what names its call's arguments first, then what nothing else could answer."""
+    told = any(not isinstance(piece, Observation) or piece.args for piece in row.evidence)
+    return not told, len(row.alternatives), row.doubt
 
 
 def _optional(rows: Sequence[Requirement]) -> Iterator[JudgedRequirement]:
