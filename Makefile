@@ -29,8 +29,8 @@ fmt: venv ## format the code
 	@.venv/bin/ruff check --fix-only --quiet .
 	@.venv/bin/ruff format .
 
-bench: venv engine ## measure what tracing costs (ratios of one run)
-	@.venv/bin/python -m pytest -q -s -m benchmark tests/benchmarks
+bench: venv ## measure what tracing costs (ratios of one run)
+	@.venv/bin/python tests/benchmarks
 
 test-guest: venv ## run the suite in a stock Debian guest (minutes; needs qemu)
 	@if [ -x tests/guest/run.sh ]; then exec tests/guest/run.sh; else \

@@ -1,0 +1,40 @@
+"""`python tests/benchmarks`: measures what tracing costs and prints it as the README's table. Needs root on Linux."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this very checkout
+
+from bench_measure import measure, table
+from bench_work import SMALL, WORKS, Size
+
+
+def main(words: list[str]) -> None:
+    """Run the chosen works; the table goes to standard output, a line a round to standard error."""
+    parser = argparse.ArgumentParser(prog="python tests/benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="how often the three are run in turn (default 5)")
+    parser.add_argument("--small", action="store_true", help="a few seconds' worth of work")
+    parser.add_argument("--only", default="", metavar="WORD", help="only works with this word in their name")
+    given = parser.parse_args(words)
+    size = SMALL if given.small else Size()
+    results = []
+    for work in WORKS:
+        if given.only not in work.name:
+            continue
+        if missing := work.missing():
+            sys.stderr.write(f"{work.name}: left out, this machine has no {missing}\n")
+            continue
+        results.append(measure(work, size, given.rounds, _tell))
+    sys.stdout.write(table(results))
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
