@@ -131,7 +131,7 @@ def test_the_hosts_parameters_cannot_be_written_and_its_own_can(shell):
     before = Path("/proc/sys/kernel/hostname").read_text()
     everything = frozenset(Capability(name) for name in sets_of().bounding)
     script = """
-    hostname inside && echo 1 > /proc/sys/net/ipv4/ip_forward && echo 5 > /proc/sys/kernel/msgmni || exit 1
+    hostname inside && echo 1 > /proc/sys/net/ipv4/ip_forward && echo 50 > /proc/sys/kernel/ns_last_pid || exit 1
     echo 1 > /proc/sys/vm/overcommit_memory && exit 2
     echo h > /proc/sysrq-trigger && exit 3
     hostname
@@ -139,6 +139,17 @@ def test_the_hosts_parameters_cannot_be_written_and_its_own_can(shell):
     outcome = shell(script, everything)
     assert (outcome.exit_code, outcome.stdout) == (0, b"inside\n")
     assert Path("/proc/sys/kernel/hostname").read_text() == before
+
+
+def test_every_mount_can_be_mounted_again_in_other_namespaces(shell):
+    """As bwrap and other sandboxes do with all that they find: nothing of ours may be out of reach there."""
+    script = """
+    unshare --mount --ipc --uts --net --pid --fork sh -c 'cut -d" " -f5 /proc/self/mountinfo | while read -r point; do
+        mount -o remount,bind,ro "$point" || echo "$point"
+    done' 2>&1
+    """
+    outcome = shell(script, frozenset({Capability("SYS_ADMIN")}))
+    assert (outcome.exit_code, outcome.stdout) == (0, b"")
 
 
 def test_the_network_is_a_loopback_interface_or_the_hosts(shell):
