@@ -1,8 +1,13 @@
 """Where in the kernel a capability is checked, and what a refusal there does to a workload. Data.
 
 A row is keyed by the capability (None: any) and the check's site, the first kernel function above the capability
+<<<<<<< Updated upstream
 helpers; `calls`, where it is given, narrows the row to these system calls, `words` to calls with one of these among
 their rendered arguments. The first row that fits counts. A site
+=======
+helpers; `calls`, where it is given, narrows the row to these system calls, `within` to stacks that hold one of these
+functions. The first row that fits counts. A site
+>>>>>>> Stashed changes
 without a row is `LIKELY`: the call would be refused. Sites were seen on Linux 6.18; on other kernels the same function
 may have been inlined into its caller, so a row names both where both are known.
 """
@@ -23,6 +28,7 @@ class Site:
     doubt: Doubt
     why: str
     calls: frozenset[str] = frozenset()
+<<<<<<< Updated upstream
     words: frozenset[str] = frozenset()
 
 
@@ -30,6 +36,14 @@ def _site(capability: str | None, functions: str, doubt: Doubt, why: str, calls:
     return Site(
         capability, frozenset(functions.split()), doubt, why, frozenset(calls.split()), frozenset(words.split())
     )
+=======
+    within: frozenset[str] = frozenset()
+
+
+def _site(capability: str | None, functions: str, doubt: Doubt, why: str, calls: str = "", within: str = "") -> Site:
+    words = (frozenset(text.split()) for text in (calls, within))
+    return Site(capability, frozenset(functions.split()), doubt, why, *words)
+>>>>>>> Stashed changes
 
 
 _NEVER = Doubt.NEGLIGIBLE
@@ -157,6 +171,22 @@ SITES: tuple[Site, ...] = (
     # Asking whether something would be allowed
     _site(None, "generic_permission", _MAYBE, "access(2) asks: a no is no error", "access faccessat faccessat2"),
     _site(
+        None,
+        "generic_permission",
+        _NEVER,
+        "asks whether the program's file may be read: without it the process only cannot be dumped (fs/exec.c)",
+        "execve execveat",
+        within="would_dump",
+    ),
+    _site(
+        "DAC_READ_SEARCH",
+        "generic_permission",
+        _MAYBE,
+        "the way to a program: a search through PATH goes on with the next directory",
+        "execve execveat",
+        within="link_path_walk",
+    ),
+    _site(
         "DAC_READ_SEARCH",
         "generic_permission",
         _MAYBE,
@@ -192,6 +222,13 @@ SITES: tuple[Site, ...] = (
         "a record for the audit log: log-in programs carry on where the kernel refuses it",
     ),
     _site("AUDIT_CONTROL", "audit_set_loginuid proc_loginuid_write", _MAYBE, "pam_loginuid ignores a refusal"),
+    _site(
+        "SYS_NICE",
+        "set_task_ioprio",
+        _NEVER,
+        "the priority of the journal's thread: ext4 mounts without it too (fs/ext4/super.c)",
+        "mount fsconfig mount_setattr",
+    ),
     # Priorities: nice(1), ionice(1), chrt(1) run the command all the same
     _site(
         "SYS_NICE",

@@ -30,7 +30,7 @@ from profiler.synthesizer.pools import Pools
 EXAMPLES = 8
 OPENS_FOR_WRITING = frozenset({"open", "openat", "openat2", "creat"})
 UNMASKED = SecurityOption("systempaths=unconfined")
-_PERMITTED = re.compile(r"permitted=([A-Z0-9_,]+)")  # a list: a set of most capabilities is rendered as all-…
+_LISTED = re.compile(r"(?:permitted|inheritable)=([A-Z][A-Z0-9_,]+)")  # a set of most is rendered as all-…
 Evidence = Observation | DeviceUse | RawCall
 
 
@@ -83,8 +83,13 @@ def _site(check: KernelCheck, observation: Observation) -> Site | None:
         if (
             (row.capability is None or row.capability == check.capability)
             and check.site in row.functions
+<<<<<<< Updated upstream
             and (not row.calls or observation.call in row.calls)
             and (not row.words or not row.words.isdisjoint(observation.args))
+=======
+            and (not row.calls or call in row.calls)
+            and (not row.within or not row.within.isdisjoint(name.partition(".")[0] for name in check.stack))
+>>>>>>> Stashed changes
         ):
             return row
     return None
@@ -99,15 +104,19 @@ def _alternatives(check: KernelCheck, grantable: frozenset[str]) -> tuple[frozen
 
 
 def _of_checks(observation: Observation, grantable: frozenset[str]) -> Iterator[Need]:
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, Site | None]] = set()
     for check in observation.checks:
-        if not check.granted or check.borrowed or check.foreign_namespace or (check.capability, check.site) in seen:
+        if not check.granted or check.borrowed or check.foreign_namespace:
             continue
-        seen.add((check.capability, check.site))
-        alternatives = _alternatives(check, grantable)
-        if not alternatives:
-            continue
+<<<<<<< Updated upstream
         site = _site(check, observation)
+=======
+        site = _site(check, observation.call)
+        alternatives = _alternatives(check, grantable)
+        if not alternatives or (check.capability, check.site, site) in seen:
+            continue
+        seen.add((check.capability, check.site, site))
+>>>>>>> Stashed changes
         doubt = site.doubt if site else Doubt.LIKELY
         if doubt < Doubt.DOUBTFUL and (_fails_anyway(observation) or _changes_nothing(observation)):
             doubt = Doubt.DOUBTFUL
@@ -157,18 +166,24 @@ def _of_paths(observation: Observation, grantable: frozenset[str], *, confined: 
 
 
 def _of_sets(observation: Observation, grantable: frozenset[str]) -> Iterator[Need]:
-    """capset(2) refuses a permitted set beyond the one held, without a check (security/commoncap.c, cap_capset): a
-    container engine sets a list of its own, and fails without any of it.
+    """capset(2) refuses a permitted or inheritable set beyond the one held, and prctl(2) an ambient capability that is
+    not held, both without a check (security/commoncap.c, cap_capset, cap_task_prctl): a container engine sets a list of
+    its own, and fails without any of it.
 
     A program that only gives up what it has computes the set from its own, and sets less where it holds less.
     """
-    if observation.call != "capset" or _fails_anyway(observation):
+    if _fails_anyway(observation):
         return
-    found = _PERMITTED.search(" ".join(observation.args))
-    for name in sorted(grantable.intersection(found[1].split(","))) if found else ():
+    names: set[str] = set()
+    if observation.call == "capset":
+        for found in _LISTED.finditer(" ".join(observation.args)):
+            names.update(found[1].split(","))
+    elif observation.call == "prctl" and observation.args[1:2] == ("PR_CAP_AMBIENT_RAISE",):
+        names.update(arg.removeprefix("CAP_") for arg in observation.args[2:3])
+    for name in sorted(names & grantable):
         yield Need(
             (frozenset({Capability(name)}),),
-            "capset(2) to a set that holds it is refused to a process that does not",
+            "a process can only set what it holds: without it the call is refused",
             Doubt.DOUBTFUL,
             observation,
         )

@@ -385,7 +385,7 @@ class Classifier:
         foreign: bool = False,
         audited: bool | None = None,
     ) -> CheckKind:
-        key = (cap, granted, info.site, info.call, borrowed, foreign, audited)
+        key = (cap, granted, info.site, info.via, info.call, borrowed, foreign, audited)
         kind = self._kinds.get(key)
         if kind is None:
             check = KernelCheck(capabilities.name_of(cap), granted, info.site, info.stack, borrowed, foreign)

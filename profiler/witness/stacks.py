@@ -36,6 +36,8 @@ HELPERS = _names(
     sk_ns_capable sk_capable sk_net_capable sockopt_ns_capable sockopt_capable
     netlink_ns_capable __netlink_ns_capable netlink_capable netlink_net_capable
     inode_owner_or_capable privileged_wrt_inode_uidgid in_group_or_capable may_mount mount_capable
+    cap_safe_nice cap_task_setnice cap_task_setioprio cap_task_setscheduler
+    security_task_setnice security_task_setioprio security_task_setscheduler security_task_movememory
     perfmon_capable bpf_capable bpf_ns_capable bpf_token_capable bpf_net_capable checkpoint_restore_ns_capable
     """
 )
@@ -74,6 +76,8 @@ _OVERLAY_OWN = frozenset(
         ("ovl_set_or_remove_acl", ""),
     }
 )
+# A file's permissions are asked for the way to it, for opening it, or to see whether a program may be dumped.
+_TELLING = frozenset({"link_path_walk", "would_dump"})
 # Mounting an overlay works under a copy of the mounting task's own credentials (ovl_fill_super: creator_cred).
 _OVERLAY_MOUNT = frozenset({"ovl_fill_super", "ovl_get_tree"})
 
@@ -86,6 +90,7 @@ class StackInfo:
     first, as the kernel spells them; `call` the system call's table name, None outside of one. `accounting` says that
     the check decides nothing. `own`: the check certainly used current's own credentials. `overlay`, `opener`: it
     probably used those of an overlay's mounter, or of the task that opened a file or socket (`file_ns_capable`).
+    `via` is the function of `_TELLING` that it came through, where checks of one site mean different things.
     """
 
     site: str
@@ -95,6 +100,7 @@ class StackInfo:
     own: bool = False
     overlay: bool = False
     opener: bool = False
+    via: str = ""
 
 
 UNKNOWN = StackInfo("?", (), None)
@@ -155,4 +161,5 @@ def classify(raw: Sequence[str]) -> StackInfo:
         own=not (overlay or opener or other or mounting),
         overlay=overlay,
         opener=opener,
+        via=next((name for name in above if name in _TELLING), ""),
     )

@@ -159,3 +159,21 @@ def test_a_capset_to_a_list_needs_what_is_on_it():
     assert not found(call("capset", args=("{}", "{effective=all permitted=all-NET_RAW inheritable=none}")))
     assert not found(call("capset", args=("{}", "{effective=none permitted=none inheritable=none}")))
     assert not found(call("capset", args=("{}", sets), result=-1))
+    assert found(call("capset", args=("{}", "{effective=none permitted=all inheritable=NET_RAW}"))) == {
+        ("NET_RAW",): Doubt.DOUBTFUL
+    }
+
+
+def test_an_ambient_capability_must_be_held():
+    raise_ = ("PR_CAP_AMBIENT", "PR_CAP_AMBIENT_RAISE", "CAP_NET_RAW")
+    assert found(call("prctl", args=raise_)) == {("NET_RAW",): Doubt.DOUBTFUL}
+    assert not found(call("prctl", args=raise_, result=-1))
+    assert not found(call("prctl", args=("PR_CAP_AMBIENT", "PR_CAP_AMBIENT_LOWER", "CAP_NET_RAW")))
+
+
+def test_one_site_means_different_things_on_different_ways():
+    """Whether a program may be dumped decides nothing, the way to it is tried directory by directory."""
+    ways = {"would_dump": Doubt.NEGLIGIBLE, "link_path_walk": Doubt.DOUBTFUL, "do_open": Doubt.LIKELY}
+    for way, doubt in ways.items():
+        asked = check("DAC_READ_SEARCH", "generic_permission", stack=("x.isra.0", f"{way}.part.0"))
+        assert found(call("execve", [asked])) == {("DAC_OVERRIDE", "DAC_READ_SEARCH"): doubt}
