@@ -1,13 +1,8 @@
 """Where in the kernel a capability is checked, and what a refusal there does to a workload. Data.
 
 A row is keyed by the capability (None: any) and the check's site, the first kernel function above the capability
-<<<<<<< Updated upstream
 helpers; `calls`, where it is given, narrows the row to these system calls, `words` to calls with one of these among
-their rendered arguments. The first row that fits counts. A site
-=======
-helpers; `calls`, where it is given, narrows the row to these system calls, `within` to stacks that hold one of these
-functions. The first row that fits counts. A site
->>>>>>> Stashed changes
+their rendered arguments, `within` to stacks that hold one of these functions. The first row that fits counts. A site
 without a row is `LIKELY`: the call would be refused. Sites were seen on Linux 6.18; on other kernels the same function
 may have been inlined into its caller, so a row names both where both are known.
 """
@@ -28,22 +23,21 @@ class Site:
     doubt: Doubt
     why: str
     calls: frozenset[str] = frozenset()
-<<<<<<< Updated upstream
     words: frozenset[str] = frozenset()
-
-
-def _site(capability: str | None, functions: str, doubt: Doubt, why: str, calls: str = "", words: str = "") -> Site:
-    return Site(
-        capability, frozenset(functions.split()), doubt, why, frozenset(calls.split()), frozenset(words.split())
-    )
-=======
     within: frozenset[str] = frozenset()
 
 
-def _site(capability: str | None, functions: str, doubt: Doubt, why: str, calls: str = "", within: str = "") -> Site:
-    words = (frozenset(text.split()) for text in (calls, within))
-    return Site(capability, frozenset(functions.split()), doubt, why, *words)
->>>>>>> Stashed changes
+def _site(
+    capability: str | None,
+    functions: str,
+    doubt: Doubt,
+    why: str,
+    calls: str = "",
+    words: str = "",
+    within: str = "",
+) -> Site:
+    narrowing = (frozenset(text.split()) for text in (calls, words, within))
+    return Site(capability, frozenset(functions.split()), doubt, why, *narrowing)
 
 
 _NEVER = Doubt.NEGLIGIBLE

@@ -83,13 +83,9 @@ def _site(check: KernelCheck, observation: Observation) -> Site | None:
         if (
             (row.capability is None or row.capability == check.capability)
             and check.site in row.functions
-<<<<<<< Updated upstream
             and (not row.calls or observation.call in row.calls)
             and (not row.words or not row.words.isdisjoint(observation.args))
-=======
-            and (not row.calls or call in row.calls)
             and (not row.within or not row.within.isdisjoint(name.partition(".")[0] for name in check.stack))
->>>>>>> Stashed changes
         ):
             return row
     return None
@@ -108,15 +104,11 @@ def _of_checks(observation: Observation, grantable: frozenset[str]) -> Iterator[
     for check in observation.checks:
         if not check.granted or check.borrowed or check.foreign_namespace:
             continue
-<<<<<<< Updated upstream
         site = _site(check, observation)
-=======
-        site = _site(check, observation.call)
         alternatives = _alternatives(check, grantable)
         if not alternatives or (check.capability, check.site, site) in seen:
             continue
         seen.add((check.capability, check.site, site))
->>>>>>> Stashed changes
         doubt = site.doubt if site else Doubt.LIKELY
         if doubt < Doubt.DOUBTFUL and (_fails_anyway(observation) or _changes_nothing(observation)):
             doubt = Doubt.DOUBTFUL
