@@ -208,6 +208,12 @@ SITES: tuple[Site, ...] = (
         "a file of another process below /proc is read",
     ),
     _site("SYS_ADMIN", "ovl_get_fh ovl_can_decode_fh", _NEVER, "overlayfs asks for its mounter"),
+    _site(
+        "KILL",
+        "check_kill_permission kill_ok_by_cred",
+        _MAYBE,
+        "a signal to another user's process: services end by themselves what they started, or with their container",
+    ),
     # Accounts and logs of log-in programs
     _site(
         "AUDIT_WRITE",

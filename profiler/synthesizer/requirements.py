@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from profiler.synthesizer.pools import Pools
 
 EXAMPLES = 8
 OPENS_FOR_WRITING = frozenset({"open", "openat", "openat2", "creat"})
+MODE_OF = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}  # which argument is the mode
 UNMASKED = SecurityOption("systempaths=unconfined")
 _LISTED = re.compile(r"(?:permitted|inheritable)=([A-Z][A-Z0-9_,]+)")  # a set of most is rendered as all-…
 Evidence = Observation | DeviceUse | RawCall
@@ -112,6 +114,8 @@ def _of_checks(observation: Observation, grantable: frozenset[str]) -> Iterator[
         doubt = site.doubt if site else Doubt.LIKELY
         if doubt < Doubt.DOUBTFUL and (_fails_anyway(observation) or _changes_nothing(observation)):
             doubt = Doubt.DOUBTFUL
+        if check.capability == "FSETID" and _sets_no_group_bit(observation):
+            doubt = Doubt.NEGLIGIBLE
         yield Need(alternatives, site.why if site else "", doubt, observation)
 
 
@@ -124,6 +128,18 @@ def _changes_nothing(observation: Observation) -> bool:
     if observation.call not in ("setuid", "setgid") or len(observation.args) != 1:
         return False
     return observation.args[0] == str(observation.process.uid)
+
+
+def _sets_no_group_bit(observation: Observation) -> bool:
+    """chmod(2) asks for FSETID at every file of a foreign group, and takes a set-group-ID bit out of the new mode
+    without it (fs/attr.c, setattr_prepare): a mode that has none, which is not worth a stop, stays as it is."""
+    place = MODE_OF.get(observation.call or "")
+    if place is None:
+        return False
+    if len(observation.args) <= place:
+        return True
+    mode = observation.args[place]
+    return mode.isdecimal() and not int(mode, 8) & stat.S_ISGID
 
 
 def _below(path: str, trees: Iterable[str]) -> bool:

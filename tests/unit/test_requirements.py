@@ -177,3 +177,12 @@ def test_one_site_means_different_things_on_different_ways():
     for way, doubt in ways.items():
         asked = check("DAC_READ_SEARCH", "generic_permission", stack=("x.isra.0", f"{way}.part.0"))
         assert found(call("execve", [asked])) == {("DAC_OVERRIDE", "DAC_READ_SEARCH"): doubt}
+
+
+@pytest.mark.parametrize(
+    ("args", "doubt"),
+    [((), Doubt.NEGLIGIBLE), (("3</f>", "04755"), Doubt.NEGLIGIBLE), (("3</f>", "02755"), Doubt.DOUBTFUL)],
+)
+def test_a_mode_without_a_group_bit_loses_none(args, doubt):
+    observed = call("fchmod", [check("FSETID", "setattr_prepare")], args=args)
+    assert found(observed, grantable=frozenset({"FSETID"})) == {("FSETID",): doubt}
