@@ -2,7 +2,8 @@
 
 Two groups deep: the limits are on the outer one, the sandbox's cgroup namespace is rooted at the inner one, so that no
 privilege inside can lift them (devcgroup_update_access in security/device_cgroup.c asks the parent).
-Sources: cgroups(7), cgroup_namespaces(7), Documentation/admin-guide/cgroup-v1/devices.rst.
+Sources: cgroups(7), cgroup_namespaces(7), Documentation/admin-guide/cgroup-v1/devices.rst,
+Documentation/scheduler/sched-rt-group.rst.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from profiler.harness.native_mounts import Mount, below
 from profiler.kernel import device_filter
 
 INNER = "sandbox"
+REALTIME = 50_000  # microseconds of each second (cpu.rt_period_us) that may run with a real-time policy
 # What a runtime lets every container do: make any node, use the common ones.
 ALWAYS_ALLOWED = (
     "c *:* m",
@@ -103,6 +105,10 @@ def _make_one(hierarchy: Hierarchy, parent: Path, group: Path) -> None:
     if "cpuset" in hierarchy.controllers:
         for file in ("cpuset.cpus", "cpuset.mems"):  # empty in a new group, and no process may join it then
             _write(group / file, (parent / file).read_text(encoding="ascii"))
+    if "cpu" in hierarchy.controllers:
+        # A new group has no real-time budget, and no process in it any real-time policy, whatever its privileges.
+        with contextlib.suppress(OSError):  # a kernel without CONFIG_RT_GROUP_SCHED, or a parent without a budget left
+            _write(group / "cpu.rt_runtime_us", str(REALTIME))
 
 
 def join(groups: Iterable[Path]) -> None:

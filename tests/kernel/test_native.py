@@ -152,6 +152,11 @@ def test_every_mount_can_be_mounted_again_in_other_namespaces(shell):
     assert (outcome.exit_code, outcome.stdout) == (0, b"")
 
 
+def test_a_real_time_policy_needs_a_capability_and_nothing_else(shell):
+    assert shell("chrt -f 1 true", frozenset({Capability("SYS_NICE")})).exit_code == 0
+    assert shell("chrt -f 1 true").exit_code == 1
+
+
 def test_the_network_is_a_loopback_interface_or_the_hosts(shell):
     script = "cat /proc/net/dev | sed 1,2d | cut -d: -f1; cat /sys/class/net/lo/operstate"
     assert shell(script).stdout.decode().split() == ["lo", "unknown"]
