@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ PTRACE_O_EXITKILL = 1 << 20
 # linux/wait.h, linux/signal.h
 WNOTHREAD = 0x20000000  # only what this very thread traces
 WALL = 0x40000000  # also what is no child of ours
+_LOOK_SECONDS = 0.01
 _SYSCALL_STOP = 0x80  # set in the signal by PTRACE_O_TRACESYSGOOD
 _STOPPING = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 
@@ -53,6 +55,11 @@ class Stop:
         return bool(self.event == func.PTRACE_EVENT_EXEC)
 
     @property
+    def is_exit(self) -> bool:
+        """Its first thread is about to end: with the process, before it, or because another thread executes."""
+        return bool(self.event == func.PTRACE_EVENT_EXIT)
+
+    @property
     def is_group_stop(self) -> bool:
         """A stopping signal has taken effect on the whole process: it must stay stopped."""
         return self.event == PTRACE_EVENT_STOP and self.signal in _STOPPING
@@ -75,17 +82,25 @@ class Ended:
     status: int
 
 
-def wait(pid: int, *, reap: bool) -> Stop | Ended:
+def wait(pid: int, *, reap: bool, exiting: bool = False) -> Stop | Ended:
     """Wait until the tracee `pid` of this thread stops or ends.
 
-    `reap` False leaves an ended process for its parent to wait for (when that is us). ChildProcessError when this
-    thread does not trace `pid` (any more).
+    `reap` False leaves an ended process for its parent to wait for (when that is us). `exiting` tells that its exit was
+    announced (`Stop.is_exit`). ChildProcessError when this thread does not trace `pid` (any more).
     """
-    # WNOWAIT consumes no stop, and none needs to be: resuming overwrites it (ptrace_resume sets exit_code).
-    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT | WALL | WNOTHREAD)
-    assert info is not None  # None comes with WNOHANG only
+    # WNOWAIT consumes no stop, and hardly one needs to be: resuming overwrites it (ptrace_resume sets exit_code).
+    flags = os.WEXITED | os.WSTOPPED | os.WNOWAIT | WALL | WNOTHREAD
+    # Whoever waits for one pid is not woken when another thread executes and takes that pid over: de_thread in
+    # fs/exec.c wakes the tracer after exchange_tids, and child_wait_callback then no longer finds the pid eligible.
+    while (info := os.waitid(os.P_PID, pid, flags | (os.WNOHANG if exiting else 0))) is None:
+        select.select([], [], [], _LOOK_SECONDS)
     if info.si_code in (os.CLD_TRAPPED, os.CLD_STOPPED):
-        return Stop(info.si_status & 0xFF, info.si_status >> 8)
+        stop = Stop(info.si_status & 0xFF, info.si_status >> 8)
+        if stop.is_exec:
+            # This one must be consumed where the exec changed its pid: until then every request is taken for one to the
+            # old process and answered with ESRCH (looks_like_a_spurious_pid in kernel/ptrace.c).
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | WALL | WNOTHREAD)
+        return stop
     if reap:
         # What we trace and did not make: its parent sees the end only after we have.
         os.waitpid(pid, WALL | WNOTHREAD)
@@ -101,8 +116,9 @@ def request(command: int, pid: int, address: int = 0, data: int = 0) -> None:
 
 
 def seize(pid: int) -> None:
-    """Attach to `pid` without stopping it. It gets SIGKILL when this thread ends, in whatever way; exec is reported."""
-    options = PTRACE_O_EXITKILL | func.PTRACE_O_TRACEEXEC | func.PTRACE_O_TRACESYSGOOD
+    """Attach to `pid` without stopping it. It gets SIGKILL when this thread ends, in whatever way; exec and exit are
+    reported."""
+    options = PTRACE_O_EXITKILL | func.PTRACE_O_TRACEEXEC | func.PTRACE_O_TRACEEXIT | func.PTRACE_O_TRACESYSGOOD
     request(PTRACE_SEIZE, pid, 0, options)
 
 

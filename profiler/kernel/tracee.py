@@ -55,6 +55,7 @@ class Tracee:
         self._pidfd: int | None = namespaces.pidfd_open(pid)
         self._attached = False
         self._ended = False
+        self._exiting = False
         self._stop: Stop | None = None  # where it is stopped; None: it runs
         self._is_child = _status_field(pid, "PPid") == [str(os.getpid())]
         self._registers: stops.Registers = None
@@ -268,13 +269,14 @@ class Tracee:
         """The next stop or the end; None when it ended unseen."""
         while True:
             try:
-                stop = stops.wait(self.pid, reap=not self._is_child)
+                stop = stops.wait(self.pid, reap=not self._is_child, exiting=self._exiting)
             except ChildProcessError:
                 if self._attach_again():
                     continue
                 return None
             if isinstance(stop, Stop):
                 self._stop = stop
+                self._exiting = self._exiting or stop.is_exit
             else:
                 self._over(stop.status)
             return stop
@@ -286,7 +288,7 @@ class Tracee:
             assert self._pidfd is not None
             namespaces.pidfd_send_signal(self._pidfd, 0)  # it is the same process, not a later one
             stops.seize(self.pid)
-            self._attached = True
+            self._attached, self._exiting = True, False
             return True
         except OSError:
             status = None
