@@ -94,6 +94,7 @@ def test_what_can_need_a_privilege_stops(name: str, args: tuple[int, ...]) -> No
         ("ioctl", (1, 0x5401)),
         ("ioctl", (1, 0x5413)),
         ("ioctl", (3, 0x80086601)),
+        ("ioctl", (3, 0xC020660B)),  # FS_IOC_FIEMAP
         ("ioctl", (3, 0x40049409)),
         ("ioctl", (0, 0x540E, 0)),
         ("setsockopt", (3, 1, 2)),
