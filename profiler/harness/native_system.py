@@ -21,8 +21,8 @@ from profiler.kernel.namespaces import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, 
 _SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _KERNEL = "proc/sys/kernel"
 # Parameters that belong to the sandbox's own UTS and PID namespaces. All others are the host's: read-only. Those of the
-# IPC namespace are so too: another such namespace has other entries of these names (ipc/ipc_sysctl.c, set_lookup), below
-# which no mount of ours is reached, and who then remounts every mount, as bwrap does, fails.
+# IPC namespace are so too: another such namespace has other entries of these names (ipc/ipc_sysctl.c, set_lookup),
+# below which no mount of ours is reached, and who then remounts every mount, as bwrap does, fails.
 _OWN_PARAMETERS = tuple(f"{_KERNEL}/{name}" for name in ("hostname", "domainname", "ns_last_pid"))
 _PROC_OPTIONS = ("hidepid", "gid", "subset")
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from profiler.model import Privilege, Recipe, Rerun
+from profiler.model import Capability, Privilege, Recipe, Rerun
 from profiler.verifier.bench import Bench
 
 GROUPED: Final = 4  # members from which on groups save reruns
+CHANGING_WHO = frozenset({Capability("SETUID"), Capability("SETGID")})
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def prove(bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], un
     What was added to a recipe that failed is mostly not needed: it is removed in groups, halved where that fails. Then
     each member is removed alone, as far as the bench runs in parallel. Where more than one turns out to be unneeded
     alone, all of them are removed together; if that fails they stand in for each other, and are dropped one at a time.
-    The last rerun that passed was made with exactly the recipe that is left. What failed without a member in a larger
+    The last rerun that passed was made with exactly the recipe that is left. Taking another user's id comes first: a
+    workload that goes on without it goes on as who it was, and may then need less of the rest. What failed without a member in a larger
     set counts for the smaller one too. No rerun is started after `until` (monotonic seconds).
     """
     removal = _Removal(bench, recipe, until)
@@ -42,7 +44,9 @@ def prove(bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], un
     added = recipe - max((r.recipe for r in bench.runs if not r.passed and r.recipe < recipe), key=len, default=recipe)
     if len(added) >= GROUPED:
         removal.halves([member for member in ordered if member in added])
-    removal.each([member for member in ordered if member in removal.current and member not in removal.needed])
+    left = [member for member in ordered if member in removal.current and member not in removal.needed]
+    removal.each([member for member in left if member in CHANGING_WHO])
+    removal.each([member for member in left if member not in CHANGING_WHO])
     return Proof(
         removal.current, {m: r for m, r in removal.needed.items() if m in removal.current}, tuple(removal.dropped)
     )

@@ -119,6 +119,20 @@ def test_two_that_stand_in_for_each_other_are_not_both_dropped():
     assert proof.recipe == caps("A") and proof.dropped == (Capability("B"),) and proof.complete
 
 
+def test_who_stays_who_it_was_needs_less_of_the_rest():
+    """A script that goes on when its `su` is refused has no other user's process to kill either."""
+
+    class Stays(Imagined):
+        def rerun(self, recipe, **_):
+            self.ran.append(recipe)
+            changes = Capability("SETUID") in recipe
+            return Outcome(1 if changes and Capability("KILL") not in recipe else 0, 0.0)
+
+    sandbox = Stays()
+    proof = prove(bench_of(sandbox), frozenset({Capability("SETUID"), Capability("KILL")}), order=lambda p: 1)
+    assert proof.recipe == frozenset() and proof.complete and len(sandbox.ran) == 2
+
+
 def test_no_time_left_proves_nothing_and_loses_nothing():
     proof = prove(bench_of(Imagined("A")), caps("AB"), order=order, until=0.0)
     assert proof.recipe == caps("AB") and not proof.complete
