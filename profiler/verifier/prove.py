@@ -36,8 +36,8 @@ def prove(bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], un
     each member is removed alone, as far as the bench runs in parallel. Where more than one turns out to be unneeded
     alone, all of them are removed together; if that fails they stand in for each other, and are dropped one at a time.
     The last rerun that passed was made with exactly the recipe that is left. Taking another user's id comes first: a
-    workload that goes on without it goes on as who it was, and may then need less of the rest. What failed without a member in a larger
-    set counts for the smaller one too. No rerun is started after `until` (monotonic seconds).
+    workload that goes on without it goes on as who it was, and may then need less of the rest. What failed without a
+    member in a larger set counts for the smaller one too. No rerun is started after `until` (monotonic seconds).
     """
     removal = _Removal(bench, recipe, until)
     ordered = sorted(recipe, key=lambda privilege: (-order(privilege), privilege.label))
