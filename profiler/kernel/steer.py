@@ -175,6 +175,19 @@ class Steered(Tracee):
                     "connect it to a pipe, a terminal or a file on a local file system",
                 )
 
+    def reduce(self, credentials: Credentials | None, kept: frozenset[str] | None) -> None:
+        """Take the ids of `credentials` and give up every capability outside `kept`; None: stay as it is.
+
+        The bounding set comes first, since the ids take SETPCAP away, and the other sets last, since the ids may be
+        taken with a capability that is given up. Raises HostError where the kernel refuses.
+        """
+        if kept is not None:
+            self.limit_bounding(kept)
+        if credentials is not None:
+            self.take(credentials)
+        if kept is not None:
+            self.limit(kept)
+
     def limit_bounding(self, kept: frozenset[str]) -> None:
         """Drop every capability outside `kept` from the bounding set, for good; needs SETPCAP.
 

@@ -215,12 +215,7 @@ class _Session:
         """Bring the gate to the workload's first instruction. What happens before is answered but not recorded."""
         assert self._steered is not None
         caught = self._run.caught
-        if caught.capabilities is not None:
-            self._steered.limit_bounding(caught.capabilities)
-        if caught.credentials is not None:
-            self._steered.take(caught.credentials)
-        if caught.capabilities is not None:
-            self._steered.limit(caught.capabilities)
+        self._steered.reduce(caught.credentials, caught.capabilities)
         if self._witness is not None:
             self._witness.arm(self._pid)
             self._witness.start(self._feed, self._raw.awaiting)

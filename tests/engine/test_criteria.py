@@ -23,7 +23,7 @@ def profiled(busybox_image):
 
     def profile(script, *flags, image=busybox_image, **options):
         said = []
-        words = ("docker", "run", "--rm", *flags, image, "sh", "-c", script)
+        words = ("docker", "run", "--rm", "--stop-timeout", "1", *flags, image, "sh", "-c", script)
         with closing(DockerSandbox(words)) as sandbox:
             report = pipeline.profile(sandbox, Options(prove=Prove.ALL, jobs=2, **options), said.append)
         return report, said

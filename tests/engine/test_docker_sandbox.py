@@ -82,8 +82,7 @@ def containers(tag=None):
 def become(run, *, hold=True):
     """What the tracer does, without any tracing: the gate becomes the workload."""
     steered = Steered.seize(run.caught.pid)
-    if run.caught.credentials:
-        steered.take(run.caught.credentials)
+    steered.reduce(run.caught.credentials, run.caught.capabilities)
     steered.execute(run.caught.argv, run.caught.env)
     if hold:
         steered.hold()

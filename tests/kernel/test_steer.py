@@ -457,9 +457,7 @@ def test_it_gives_up_all_but_some_capabilities(steered, output):
 
 def test_a_user_is_taken_between_the_two(steered, output):
     kept = frozenset({"NET_RAW"})
-    steered.limit_bounding(kept)
-    steered.take(Credentials(1000, 1000, ()))
-    steered.limit(kept)
+    steered.reduce(Credentials(1000, 1000, ()), kept)
     shell(steered, SETS)
     steered.hold()
     sets = dict(line.split() for line in output.read().splitlines())
