@@ -7,6 +7,7 @@ The workload's own standard output and error pass through untouched; our words g
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from profiler.report.interface import Report
 
 _NAME = "capprofile"
+_HOSTS_LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -52,20 +54,27 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str | No
         raise click.BadParameter(f"{error.message} ({error.hint})", context, parameter) from error
 
 
+def _write(text: str, *, err: bool) -> None:
+    """Write to standard output or error. A reader that has gone away ends us as the signal would."""
+    stream = sys.stderr if err else sys.stdout
+    try:
+        click.echo(text, nl=False, err=err)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a terminal that hung up
+            raise
+        # Python flushes at exit and would complain of the same pipe again.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        raise Ended(signal.SIGPIPE) from None
+
+
 def _say(line: str) -> None:
-    click.echo(f"{_NAME}: {line}", err=True)
+    _write(f"{_NAME}: {line}\n", err=True)
 
 
 def _print(text: str) -> None:
-    """Write a result to standard output. A reader that has enough of it ends us as the signal would."""
-    try:
-        click.echo(text, nl=False)
-    except BrokenPipeError:
-        # Python flushes at exit and would complain of the same pipe again.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        raise Ended(signal.SIGPIPE) from None
+    _write(text, err=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -208,7 +217,7 @@ def run(
         manifest.check_writable(output)
     report = _profiled(command, options)
     document = manifest.render(report)
-    click.echo(table.render(report, width=_width(), colour=_colour()), err=True, nl=False)
+    _write(table.render(report, width=_width(), colour=_colour()), err=True)
     if output is not None:
         manifest.write(output, document)
         _say(f"wrote the manifest to {output}")
@@ -256,7 +265,14 @@ def _sandbox(command: tuple[str, ...], options: Options) -> Sandbox:
     for name, given in (("--until-healthy", options.until_healthy), ("--check-inside", options.check_inside)):
         if given:
             raise UsageError(f"{name} needs a container", "profile a docker run, or use --for and --check")
-    return NativeSandbox(command, cwd=str(Path.cwd()), env=os.environ.copy(), network=options.network.value)
+    return NativeSandbox(command, cwd=_working_directory(), env=os.environ.copy(), network=options.network.value)
+
+
+def _working_directory() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        raise UsageError("the working directory does not exist any more", "go to another one: cd /") from None
 
 
 @capprofile.command(short_help="Show the evidence in a manifest, or its recipe in another format.")
@@ -310,25 +326,36 @@ def _width() -> int:
 def _refused(message: str, hint: str) -> None:
     _say(message)
     if hint:
-        click.echo(f"  hint: {hint}", err=True)
+        _write(f"  hint: {hint}\n", err=True)
 
 
 def answer(arguments: Sequence[str]) -> int:
     """Do what the command line `arguments` (without the program's name) says; the exit code of the README's table."""
     own = list(arguments)
     own = own[: own.index("--")] if "--" in own else own
-    debug = "--debug" in own
     try:
         with orderly_end():
-            code = capprofile.main(list(arguments), prog_name=_NAME, standalone_mode=False)
-            return code if isinstance(code, int) else EXIT_VERIFIED
+            return _done(arguments, debug="--debug" in own)
     except Ended as ended:
         if ended.number != signal.SIGPIPE:
-            _say(f"stopped by {signal.Signals(ended.number).name}")
+            with contextlib.suppress(Ended):
+                _say(f"stopped by {signal.Signals(ended.number).name}")
         return 128 + ended.number
     except (KeyboardInterrupt, click.Abort):
-        _say("stopped by SIGINT")
+        with contextlib.suppress(Ended):
+            _say("stopped by SIGINT")
         return 128 + signal.SIGINT
+
+
+def _done(arguments: Sequence[str], *, debug: bool) -> int:
+    if not arguments:
+        _write(capprofile.get_help(click.Context(capprofile, info_name=_NAME)) + "\n", err=True)
+        return EXIT_USAGE
+    try:
+        code = capprofile.main(list(arguments), prog_name=_NAME, standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_VERIFIED
+    except click.Abort:  # click's own form of an interruption
+        raise
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         words = context.command_path if context is not None else _NAME
@@ -342,6 +369,10 @@ def answer(arguments: Sequence[str]) -> int:
     except Exception as error:  # the last line of defence
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in _HOSTS_LIMITS:
+            where = f" ({error.filename})" if error.filename is not None else ""
+            _refused(f"this host refuses: {error.strerror}{where}", "make room, or raise the limit, and run again")
+            return EXIT_HOST
         _refused(
             f"internal error: {type(error).__name__}: {error}", "" if debug else "capprofile --debug … shows where"
         )
@@ -350,6 +381,11 @@ def answer(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """The program `capprofile`."""
+    for descriptor in range(3):  # what is opened later must not take the place of a standard stream
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shall not cost the report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -438,7 +439,30 @@ def test_help_and_version(capfd):
 
 def test_no_command_at_all(capfd):
     assert answer([]) == errors.EXIT_USAGE
-    assert "capprofile --help" in capfd.readouterr().err
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("Usage: capprofile ")
+
+
+def test_what_the_host_has_no_room_for_is_no_bug(profiled, capfd):
+    profiled.result = OSError(errno.ENOSPC, "No space left on device", "/run/x")
+    assert answer(["run", "--", "true"]) == errors.EXIT_HOST
+    assert capfd.readouterr().err.startswith("capprofile: this host refuses: No space left on device (/run/x)\n")
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capfd):
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    assert answer(["run", "--", "true"]) == errors.EXIT_USAGE
+    assert "the working directory does not exist" in capfd.readouterr().err
+
+
+def test_closed_standard_streams_cost_nothing(written):
+    program = " ".join((sys.executable, "-m", "profiler.cli", "explain", str(written)))
+    done = subprocess.run(("sh", "-c", f"{program} >&- 2>&- <&-"), capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (errors.EXIT_VERIFIED, b"", b"")
 
 
 def test_explain_needs_neither_engine_nor_tracer(written):
