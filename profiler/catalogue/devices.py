@@ -52,6 +52,9 @@ POOLS: Final = (
     Pool("c", "ttyACM", "ttyACM[0-9]*", 166),
 )
 
+# Nodes that hand out a free one of a pool. Without them programs try the pool's nodes in turn (libmount, losetup).
+DISPENSERS: Final = {"/dev/loop-control": ("b", 7)}
+
 
 def is_common(kind: str, major: int, minor: int) -> bool:
     """Whether every container has this node and may use it."""

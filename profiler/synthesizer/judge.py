@@ -80,7 +80,8 @@ def _first_piece(requirement: Requirement) -> str:
     piece = requirement.evidence[0]
     by = f" by {piece.process.exe}" if piece.process.exe else ""
     if isinstance(piece, Observation):
-        return f"{piece.call or 'a kernel thread'}({', '.join(piece.args)[:80]}){by}"
+        shown = f"({', '.join(piece.args)[:80]})" if piece.args else ""  # none: it was not stopped
+        return f"{piece.call or 'a kernel thread'}{shown}{by}"
     if isinstance(piece, RawCall):
         return f"{piece.name}{by}"
     return f"{piece.path}{by}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
+from profiler.catalogue.devices import DISPENSERS
 from profiler.catalogue.paths import MASKED, READ_ONLY, REVEALING_TYPES, ROOT_MAPS
 from profiler.catalogue.sites import ON_THE_CHANCE, SITES, Site
 from profiler.catalogue.substitutes import SUBSTITUTES
@@ -58,7 +59,8 @@ def requirements(trace: Trace, grantable: frozenset[str], pools: Pools, *, confi
         needs += _of_paths(observation, grantable, confined=confined)
         needs += _of_sets(observation, grantable)
     # runc lets every container make any node (`b *:* m`, `c *:* m`): only opening one asks the device cgroup.
-    needs += [_of_device(use, pools) for use in trace.devices if not (use.made and use.access == "m")]
+    used = {(use.kind, use.major) for use in trace.devices}
+    needs += [_of_device(use, pools, used) for use in trace.devices if not (use.made and use.access == "m")]
     return _merged(needs)
 
 
@@ -197,7 +199,8 @@ def _of_sets(observation: Observation, grantable: frozenset[str]) -> Iterator[Ne
         )
 
 
-def _of_device(use: DeviceUse, pools: Pools) -> Need:
+def _of_device(use: DeviceUse, pools: Pools, used: Container[tuple[str, int]]) -> Need:
+    """The need of one device; `used` are the kinds and majors of all that the workload used."""
     access = "".join(letter for letter in "rwm" if letter in use.access)
     privilege: Privilege
     if use.made:
@@ -211,7 +214,8 @@ def _of_device(use: DeviceUse, pools: Pools) -> Need:
         else:
             privilege = Device(use.path, access or "rw")
             reason = "the workload opens this device"
-    return Need((frozenset({privilege}),), reason, Doubt.LIKELY, use)
+    doubt = Doubt.DOUBTFUL if DISPENSERS.get(use.path) in used else Doubt.LIKELY
+    return Need((frozenset({privilege}),), reason, doubt, use)
 
 
 def _merged(needs: Iterable[Need]) -> tuple[Requirement, ...]:

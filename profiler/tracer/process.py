@@ -88,7 +88,9 @@ class Callers:
                 os.close(cmdline)
             return None
         words = tuple(os.fsdecode(word) for word in argv.rstrip(b"\0").split(b"\0"))
-        process = Process(pid, exe, words, uid, self._chain(pid, parent, depth))
+        # A program on a mount that is detached by now (engines run a copy of themselves) has no path but "/".
+        shown = words[0] if exe == "/" else exe
+        process = Process(pid, shown, words, uid, self._chain(pid, parent, depth))
         self._known[pid] = _Known(directory, cmdline, exe, argv, process)
         if len(self._known) > self._size:
             self._forget(next(iter(self._known)))

@@ -186,3 +186,15 @@ def test_one_site_means_different_things_on_different_ways():
 def test_a_mode_without_a_group_bit_loses_none(args, doubt):
     observed = call("fchmod", [check("FSETID", "setattr_prepare")], args=args)
     assert found(observed, grantable=frozenset({"FSETID"})) == {("FSETID",): doubt}
+
+
+def test_what_hands_out_nodes_of_a_pool_is_doubtful_beside_them():
+    """Without /dev/loop-control libmount and losetup try the loop nodes in turn."""
+    control = DeviceUse("/dev/loop-control", "c", 10, 237, "rw", SHELL)
+    node = DeviceUse("/dev/loop0", "b", 7, 0, "rw", SHELL)
+    pools = {("b", 7): ("/dev/loop0",)}
+    assert found(devices=(control,)) == {("/dev/loop-control:rw",): Doubt.LIKELY}
+    assert found(devices=(control, node), pools=pools) == {
+        ("b 7:* rw",): Doubt.LIKELY,
+        ("/dev/loop-control:rw",): Doubt.DOUBTFUL,
+    }
