@@ -17,6 +17,8 @@ from profiler.model import (
 )
 from profiler.synthesizer.reduce import meets
 
+SHOWN = 80  # characters of a call's arguments in a few words
+
 
 def judged(
     rows: Iterable[Requirement], verdict: Verdict, proved: Container[Privilege]
@@ -80,8 +82,16 @@ def _first_piece(requirement: Requirement) -> str:
     piece = requirement.evidence[0]
     by = f" by {piece.process.exe}" if piece.process.exe else ""
     if isinstance(piece, Observation):
+<<<<<<< profiler/synthesizer/judge.py
+        return f"{piece.call or 'a kernel thread'}({_short(', '.join(piece.args))}){by}"
+=======
         shown = f"({', '.join(piece.args)[:80]})" if piece.args else ""  # none: it was not stopped
         return f"{piece.call or 'a kernel thread'}{shown}{by}"
+>>>>>>> /tmp/t4.mine
     if isinstance(piece, RawCall):
         return f"{piece.name}{by}"
     return f"{piece.path}{by}"
+
+
+def _short(args: str) -> str:
+    return args if len(args) <= SHOWN else f"{args[: SHOWN - 1]}…"
