@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,11 @@ class DockerSandbox:
         words = self._throwaway_words()
         key = (*engine.identity, *flag_words(flag for flag in self._run.flags if flag.name in _THROWAWAY_FLAGS))
         if key not in _grants:
-            _grants[key] = find_grants(engine, words)
+            with ThreadPoolExecutor(1) as meanwhile:
+                # What is asked for next: the engine starts two containers in little more time than one.
+                asked = meanwhile.submit(self.filter_of, frozenset())
+                _grants[key] = find_grants(engine, words)
+                asked.exception()  # told when it is asked for again
         return _grants[key]
 
     def _throwaway_words(self) -> tuple[str, ...]:
