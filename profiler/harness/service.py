@@ -13,6 +13,7 @@ from typing import Protocol
 from profiler.model import Outcome, Stopped
 
 LOOK_SECONDS = 0.2  # between two looks at a health check's answer: the engine tells nobody when it changes
+END_SECONDS = 1.0  # for the engine's client to end once its container has ended
 HEALTHY, UNHEALTHY = "healthy", "unhealthy"  # the engine's own words
 
 Ask = Callable[[], str | None]  # None: all is well; otherwise what is wrong, in a few words
@@ -59,8 +60,8 @@ class Service:
             health = running.health()
             if health == HEALTHY:
                 return None if ended(self.settle) else self._asked(running)
-            if health == UNHEALTHY:
-                return Stopped("its health check fails")
+            if health == UNHEALTHY:  # the engine says so of what has ended, too
+                return None if ended(END_SECONDS) else Stopped("its health check fails")
             if deadline is not None and not _left(deadline):
                 return Stopped(f"it was not healthy within {self.seconds:.0f} s")
             if ended(LOOK_SECONDS):

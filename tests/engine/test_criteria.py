@@ -56,6 +56,11 @@ def test_a_service_is_stopped_once_it_is_healthy(profiled):
     assert any("its health check passes within 60 s" in line for line in said)
 
 
+def test_a_service_that_ends_before_it_is_healthy_is_told_by_its_end(profiled):
+    report, _ = profiled(f"{MOUNTS} && touch /ready && exec sleep 1000", *HEALTH, until_healthy=True)
+    assert "instead of running on" in denial(report, "SYS_ADMIN")
+
+
 def test_a_service_with_a_health_check_must_be_healthy_at_its_end(profiled):
     """It runs on without the mount, only not healthy."""
     report, _ = profiled(f"{MOUNTS} && touch /ready; exec sleep 1000", *HEALTH, run_for=3.0)

@@ -44,6 +44,7 @@ def test_it_is_stopped_once_it_is_healthy():
     assert Service(30.0, until_healthy=True).watch(Answers("starting", "healthy"), goes_on) == Stopped("", True)
     assert Service(30.0, until_healthy=True).watch(Answers("starting"), ends) is None
     assert Service(30.0, until_healthy=True).watch(Answers("unhealthy"), goes_on).complaint == "its health check fails"
+    assert Service(30.0, until_healthy=True).watch(Answers("unhealthy"), ends) is None, "an engine says so of an end"
     late = Service(0.0, until_healthy=True).watch(Answers("starting"), goes_on)
     assert late.complaint == "it was not healthy within 0 s"
 
