@@ -122,17 +122,10 @@ def _meaning(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _left_out(report: Report) -> Iterator[tuple[str, str]]:
-<<<<<<< profiler/report/table.py
     """What some call asked for and the workload passes without, each with what it was asked for."""
     known = "passes without it" if report.verdict.verified else "doubtful, not tried"
     for privilege, tried in sorted(report.verdict.optional.items(), key=lambda item: item[0].label):
         yield "", f"left out: {privilege.label} ({known}): {tried}"
-=======
-    """What some call asked for and the recipe is without, each with what it was asked for."""
-    found = "passes without it" if report.verdict.verified else "in doubt, and nothing was rerun"
-    for privilege, tried in sorted(report.verdict.optional.items(), key=lambda item: item[0].label):
-        yield "", f"left out: {privilege.label} ({found}): {tried}"
->>>>>>> /tmp/t4.mine
 
 
 def _remarks(report: Report) -> Iterator[tuple[str, str]]:

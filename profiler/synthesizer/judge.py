@@ -82,12 +82,8 @@ def _first_piece(requirement: Requirement) -> str:
     piece = requirement.evidence[0]
     by = f" by {piece.process.exe}" if piece.process.exe else ""
     if isinstance(piece, Observation):
-<<<<<<< profiler/synthesizer/judge.py
-        return f"{piece.call or 'a kernel thread'}({_short(', '.join(piece.args))}){by}"
-=======
-        shown = f"({', '.join(piece.args)[:80]})" if piece.args else ""  # none: it was not stopped
+        shown = f"({_short(', '.join(piece.args))})" if piece.args else ""  # none: it was not stopped
         return f"{piece.call or 'a kernel thread'}{shown}{by}"
->>>>>>> /tmp/t4.mine
     if isinstance(piece, RawCall):
         return f"{piece.name}{by}"
     return f"{piece.path}{by}"
