@@ -39,6 +39,8 @@ ROUND_SECONDS = 0.02
 ENTRY_PROBE = "p:{group}/check cap_capable cred=$arg1:x64 target_ns=$arg2:x64 cap=$arg3:s32 opts=$arg4:x32\n"
 RETURN_PROBE = "r128:{group}/answer cap_capable ret=$retval:s32\n"  # at most 128 checks under way at a time
 
+# There is one kernel: its functions are read for the first trace, and again only when a module came or went.
+_SYMBOLS = Symbols()
 _STAT = re.compile(r"^(overrun|commit overrun|dropped events): (\d+)$", re.MULTILINE)
 
 
@@ -83,7 +85,7 @@ class CheckWitness:
     def __init__(self, calls: Iterable[str] = (), *, buffer_kib: int = BUFFER_KIB) -> None:
         self._calls = sorted(set(calls))
         self._buffer_kib = buffer_kib
-        self._symbols = Symbols()
+        self._symbols = _SYMBOLS
         self._classifier = Classifier()
         self._family = Family()
         self._pipes: list[int] = []
