@@ -153,7 +153,7 @@ class _Case:
         """The recipe that passes, reduced by removal, with what the reruns say of each requirement."""
         passes = meaning(self.options, trace)
         if len(passes) > 1 or service_again(self.options, trace) is not None:
-            self.announce(f"a rerun passes if {', '.join(passes)}")
+            self.announce(f"a rerun passes if {' and '.join(passes)}")
         bench = self._bench(trace, understanding)
         full = understanding.recipe(Doubt.DOUBTFUL)
         candidates = [full] if self.options.strict else [understanding.recipe(Doubt.LIKELY), full]

@@ -118,7 +118,7 @@ def _meaning(report: Report) -> Iterator[tuple[str, str]]:
     """What passing meant, where it was not the exit code alone."""
     passes = report.verdict.passes
     if len(passes) > 1 or report.trace.stopped is not None or report.trace.interrupted is not None:
-        yield "", f"a rerun passed if {', '.join(passes)}"
+        yield "", f"a rerun passed if {' and '.join(passes)}"
 
 
 def _left_out(report: Report) -> Iterator[tuple[str, str]]:
