@@ -42,7 +42,7 @@ from profiler.signals import first_interrupt
 from profiler.synthesizer.denials import denied, refusals
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
-from profiler.synthesizer.reduce import reduce
+from profiler.synthesizer.reduce import reduce, stand_ins
 from profiler.tracer.recorder import Progress
 from profiler.tracer.session import Interruptible
 from profiler.tracer.session import trace as traced
@@ -157,7 +157,7 @@ class _Case:
         bench = self._bench(trace, understanding)
         full = understanding.recipe(Doubt.DOUBTFUL)
         candidates = [full] if self.options.strict else [understanding.recipe(Doubt.LIKELY), full]
-        proof = self._proof(bench, self._passing(trace, bench, candidates))
+        proof = self._proof(bench, self._passing(trace, bench, candidates), understanding)
         recipe = self._with_optional(bench, understanding, proof.recipe) if self.options.keep_optional else proof.recipe
         verdict = Verdict(
             recipe,
@@ -219,11 +219,12 @@ class _Case:
         watched = self._traced(rerun.recipe, service_again(self.options, trace))
         return denied(watched, rerun.recipe, self.facts.grantable, weight)
 
-    def _proof(self, bench: Bench, recipe: Recipe) -> Proof:
+    def _proof(self, bench: Bench, recipe: Recipe, understanding: Understanding) -> Proof:
         if self.options.prove is Prove.NONE:
             return Proof(recipe, {}, ())
         until = time.monotonic() + self.options.prove_budget if self.options.prove is Prove.BUDGET else None
-        return prove(bench, recipe, order=weight, until=until)
+        instead = stand_ins(understanding.requirements, recipe, weight)
+        return prove(bench, recipe, order=weight, until=until, instead=instead)
 
     def _told(self, trace: Trace, rows: Sequence[Requirement], proof: Proof) -> tuple[Requirement, ...]:
         """Requirements whose evidence names no file get it from a watched run without the member: the refused call.

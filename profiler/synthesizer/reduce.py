@@ -36,6 +36,24 @@ def meets(recipe: Recipe, requirement: Requirement) -> bool:
     return any(alternative <= recipe for alternative in requirement.alternatives)
 
 
+def stand_ins(requirements: Iterable[Requirement], recipe: Recipe, weight: Weight) -> dict[Privilege, Recipe]:
+    """For members of `recipe` that the kernel takes where it asked for something less dangerous: that.
+
+    Another requirement has brought the member in, which the workload may do without.
+    """
+    found: dict[Privilege, Recipe] = {}
+    for requirement in requirements:
+        met = [alternative for alternative in requirement.alternatives if alternative <= recipe]
+        others = [alternative for alternative in requirement.alternatives if not alternative <= recipe]
+        if requirement.doubt > Doubt.DOUBTFUL or len(met) != 1 or len(met[0]) != 1 or not others:
+            continue
+        (member,) = met[0]
+        lightest = min(others, key=lambda alternative: sum(weight(p) for p in alternative))
+        if sum(weight(p) for p in lightest - recipe) < weight(member):
+            found.setdefault(member, lightest - recipe)
+    return found
+
+
 def _lightest(
     choices: Sequence[Sequence[frozenset[Privilege]]], forced: set[Privilege], weight: Weight
 ) -> frozenset[Privilege]:

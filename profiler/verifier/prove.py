@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,7 +29,14 @@ class Proof:
         return set(self.needed) == set(self.recipe)
 
 
-def prove(bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], until: float | None = None) -> Proof:
+def prove(
+    bench: Bench,
+    recipe: Recipe,
+    *,
+    order: Callable[[Privilege], int],
+    until: float | None = None,
+    instead: Mapping[Privilege, Recipe] | None = None,
+) -> Proof:
     """Remove each member of `recipe` (which passes), the most dangerous first, and drop what was not needed.
 
     What was added to a recipe that failed is mostly not needed: it is removed in groups, halved where that fails. Then
@@ -38,9 +45,16 @@ def prove(bench: Bench, recipe: Recipe, *, order: Callable[[Privilege], int], un
     The last rerun that passed was made with exactly the recipe that is left. Taking another user's id comes first: a
     workload that goes on without it goes on as who it was, and may then need less of the rest. What failed without a
     member in a larger set counts for the smaller one too. No rerun is started after `until` (monotonic seconds).
+
+    `instead` are less dangerous stand-ins for some members: such a member is removed with its stand-in put in its
+    place, which proves as much where it fails, and otherwise finds the less dangerous recipe.
     """
-    removal = _Removal(bench, recipe, until)
-    ordered = sorted(recipe, key=lambda privilege: (-order(privilege), privilege.label))
+
+    def ranked(privilege: Privilege) -> tuple[int, str]:
+        return -order(privilege), privilege.label
+
+    removal = _Removal(bench, recipe, until, ranked, dict(instead or {}))
+    ordered = sorted(recipe, key=ranked)
     added = recipe - max((r.recipe for r in bench.runs if not r.passed and r.recipe < recipe), key=len, default=recipe)
     if len(added) >= GROUPED:
         removal.halves([member for member in ordered if member in added])
@@ -59,6 +73,8 @@ class _Removal:
     bench: Bench
     current: Recipe
     until: float | None
+    ranked: Callable[[Privilege], tuple[int, str]]
+    instead: dict[Privilege, Recipe]
     needed: dict[Privilege, Rerun] = field(default_factory=dict)
     dropped: list[Privilege] = field(default_factory=list)
 
@@ -85,10 +101,33 @@ class _Removal:
     def each(self, members: Sequence[Privilege]) -> None:
         """Remove each alone, then drop what was not needed."""
         recipe = self.current
-        runs = self.bench.run_all({recipe - {m}: f"without {m.label}" for m in members}, self.until)
-        alone = {m: runs[recipe - {m}] for m in members if recipe - {m} in runs}
+        less = {m: recipe - {m} | self.instead.get(m, frozenset()) for m in members}
+        runs = self.bench.run_all({less[m]: self._purpose(m) for m in members}, self.until)
+        alone = {m: runs[less[m]] for m in members if less[m] in runs}
+        for member in [m for m in alone if m in self.instead and alone[m].passed]:
+            stand_in = alone.pop(member)
+            rerun = None if _late(self.until) else self.bench.run(recipe - {member}, f"without {member.label}")
+            if rerun is not None and not rerun.passed:
+                self._replace(member, stand_in)
+                return
+            if rerun is not None:
+                alone[member] = rerun
         self.needed |= {m: rerun for m, rerun in alone.items() if not rerun.passed}
-        spare = [m for m, rerun in alone.items() if rerun.passed]
+        self._drop([m for m, rerun in alone.items() if rerun.passed])
+
+    def _purpose(self, member: Privilege) -> str:
+        stand_ins = " ".join(sorted(p.label for p in self.instead.get(member, ())))
+        return f"{stand_ins} instead of {member.label}" if stand_ins else f"without {member.label}"
+
+    def _replace(self, member: Privilege, stand_in: Rerun) -> None:
+        """Go on with another recipe, which is no subset of the one before: nothing is proved of it yet."""
+        self.current = stand_in.recipe
+        self.dropped.append(member)
+        self.needed.clear()
+        del self.instead[member]
+        self.each(sorted(self.current, key=self.ranked))
+
+    def _drop(self, spare: Sequence[Privilege]) -> None:
         if len(spare) > 2:  # for two, one at a time takes one rerun more as well
             rerun = self.without(spare)
             if rerun is None or rerun.passed:

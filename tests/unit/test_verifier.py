@@ -113,6 +113,24 @@ def test_groups_need_fewer_reruns_than_members():
     assert len(sandbox.ran) <= 2 + 5
 
 
+def test_a_stand_in_that_suffices_takes_the_members_place():
+    sandbox = Imagined("AC", "BC")
+    proof = prove(bench_of(sandbox), caps("BCD"), order=order, instead={Capability("B"): caps("A")})
+    assert proof.recipe == caps("AC") and proof.complete and Capability("B") in proof.dropped
+
+
+def test_a_stand_in_that_fails_proves_the_member_without_a_rerun_more():
+    sandbox = Imagined("BC")
+    proof = prove(bench_of(sandbox), caps("BC"), order=order, instead={Capability("B"): caps("A")})
+    assert proof.recipe == caps("BC") and proof.complete
+    assert len(sandbox.ran) == 2
+
+
+def test_a_member_that_nobody_needs_needs_no_stand_in():
+    proof = prove(bench_of(Imagined("C")), caps("BC"), order=order, instead={Capability("B"): caps("A")})
+    assert proof.recipe == caps("C") and proof.complete
+
+
 def test_two_that_stand_in_for_each_other_are_not_both_dropped():
     """Leave-one-out from the full set would drop DAC_READ_SEARCH and DAC_OVERRIDE: each alone is enough."""
     proof = prove(bench_of(Imagined("A", "B")), caps("AB"), order=order)
