@@ -125,7 +125,8 @@ class KernelCheck:
     `site` is the first kernel function above the checking helpers (`setattr_prepare`, `security_vm_enough_memory_mm`),
     `stack` the functions from the check to the system call's entry, nearest first. `borrowed`: the check was made with
     credentials that are not the task's own (overlayfs uses its mounter's, netlink its opener's, /proc files their
-    opener's). `foreign_namespace`: it was against another user namespace than the container's own.
+    opener's). `foreign_namespace`: it was against another user namespace than the container's own. `from_above`: and it
+    was granted to a credential of the container's own, either to the other's owner or to who holds the capability.
     """
 
     capability: str
@@ -134,6 +135,7 @@ class KernelCheck:
     stack: tuple[str, ...] = ()
     borrowed: bool = False
     foreign_namespace: bool = False
+    from_above: bool = False
 
 
 @dataclass(frozen=True)

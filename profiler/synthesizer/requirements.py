@@ -53,10 +53,11 @@ def requirements(trace: Trace, grantable: frozenset[str], pools: Pools, *, confi
     `grantable` are the capabilities that can be granted here: others are no alternative. `confined` tells that the
     engine masks paths below /proc (Docker does, the embedded sandbox does not).
     """
+    owners = frozenset(o.process.uid for o in trace.observations if "CLONE_NEWUSER" in " ".join(o.args[:1]))
     needs: list[Need] = []
     for observation in trace.observations:
-        needs += _of_checks(observation, grantable)
-        needs += _of_paths(observation, grantable, confined=confined)
+        needs += _of_checks(observation, grantable, owners)
+        needs += _of_paths(observation, grantable, owners, confined=confined)
         needs += _of_sets(observation, grantable)
     # runc lets every container make any node (`b *:* m`, `c *:* m`): only opening one asks the device cgroup.
     used = {(use.kind, use.major) for use in trace.devices}
@@ -103,10 +104,11 @@ def _alternatives(check: KernelCheck, grantable: frozenset[str]) -> tuple[frozen
     return tuple(frozenset({Capability(name)}) for name in names if name in grantable)
 
 
-def _of_checks(observation: Observation, grantable: frozenset[str]) -> Iterator[Need]:
+def _of_checks(observation: Observation, grantable: frozenset[str], owners: Container[int]) -> Iterator[Need]:
+    """What the calls' checks need. `owners` are the users who made user namespaces."""
     seen: set[tuple[str, str, Site | None]] = set()
     for check in observation.checks:
-        if not check.granted or check.borrowed or check.foreign_namespace:
+        if not check.granted or check.borrowed or _of_other_namespace(check, observation, owners):
             continue
         site = _site(check, observation)
         alternatives = _alternatives(check, grantable)
@@ -119,6 +121,12 @@ def _of_checks(observation: Observation, grantable: frozenset[str]) -> Iterator[
         if check.capability == "FSETID" and _sets_no_group_bit(observation):
             doubt = Doubt.NEGLIGIBLE
         yield Need(alternatives, site.why if site else "", doubt, observation)
+
+
+def _of_other_namespace(check: KernelCheck, observation: Observation, owners: Container[int]) -> bool:
+    """Whether a user namespace of the workload's own grants it. Its owner needs nothing; another user (newuidmap is
+    root, the namespace its caller's) needs the capability itself."""
+    return check.foreign_namespace and not (check.from_above and observation.process.uid not in owners)
 
 
 def _fails_anyway(observation: Observation | RawCall) -> bool:
@@ -148,7 +156,9 @@ def _below(path: str, trees: Iterable[str]) -> bool:
     return any(path == tree or path.startswith(tree + "/") for tree in trees)
 
 
-def _of_paths(observation: Observation, grantable: frozenset[str], *, confined: bool) -> Iterator[Need]:
+def _of_paths(
+    observation: Observation, grantable: frozenset[str], owners: frozenset[int], *, confined: bool
+) -> Iterator[Need]:
     path = observation.path
     if observation.call in OPENS_FOR_WRITING and path:
         if confined and _below(path, READ_ONLY + MASKED):
@@ -163,7 +173,8 @@ def _of_paths(observation: Observation, grantable: frozenset[str], *, confined: 
             yield Need(
                 (frozenset({Capability("SETFCAP")}),),
                 "uid 0 maps itself into a child user namespace (verify_root_map)",
-                Doubt.LIKELY,
+                # who maps for another user (newuidmap) maps that user's ids
+                Doubt.LIKELY if observation.process.uid in owners or not owners else Doubt.DOUBTFUL,
                 observation,
             )
     if confined and observation.call == "mount" and REVEALING_TYPES & {arg.strip('"') for arg in observation.args}:

@@ -102,6 +102,7 @@ class _RawCheck(NamedTuple):
     granted: bool | None  # None: the answer is a kretprobe's and follows
     audited: bool | None
     info: StackInfo
+    held_in: int = 0  # the namespace of the credential that was granted it, where the event tells
 
 
 class _Answer(NamedTuple):
@@ -166,7 +167,7 @@ class Decoder:
         }
         self._others = dict(self._decoders())
         probed = formats.answer is not None
-        names = ("common_pid", "cred", "target_ns", "cap", "opts" if probed else "ret")
+        names = ("common_pid", "cred", "target_ns", *(("cap", "opts") if probed else ("capable_ns", "cap", "ret")))
         self._probed = probed
         self._check = formats.check.unpacker(*names).unpack_from
         self._own = formats.check.unpacker("common_pid", "cred", "target_ns").unpack_from
@@ -247,13 +248,13 @@ class Decoder:
         if info is None:
             self.stackless += 1
             info = UNKNOWN
-        pid, cred, target, cap, last = self._check(held[1])
+        pid, cred, target, *held_in, cap, last = self._check(held[1])
         if info.call in CREDENTIAL_CALLS:
             self._seen.pop(pid, None)  # the next accounting says what they are now, even if they are the same
         if self._probed:
             out.append(_RawCheck(held[0], pid, cred, target, cap, None, not last & CAP_OPT_NOAUDIT, info))
         else:
-            out.append(_RawCheck(held[0], pid, cred, target, cap, last == 0, None, info))
+            out.append(_RawCheck(held[0], pid, cred, target, cap, last == 0, None, info, held_in[0]))
 
 
 def _newtask_decoder(one: EventFormat) -> Callable[[int, bytes], Raw]:
@@ -300,7 +301,8 @@ class Classifier:
     while overlayfs's still is.
 
     A check is against a *foreign namespace* when its target is not the first user namespace, which memory accounting
-    always asks about (security/commoncap.c, `cap_vm_enough_memory`).
+    always asks about (security/commoncap.c, `cap_vm_enough_memory`). It is granted *from above* to a credential of the
+    first one: to the other's owner, whatever it holds, or to who holds the capability (cap_capable_helper).
 
     `unanswered` counts checks whose kretprobe was missed (too many at a time).
     """
@@ -372,7 +374,10 @@ class Classifier:
         elif info.opener and event.pid not in self._stale:
             borrowed = self._own.get(event.pid, event.cred) != event.cred
         foreign = self._home is not None and event.target_ns != self._home
-        kind = self._kind(event.cap, granted, info, borrowed=borrowed, foreign=foreign, audited=event.audited)
+        above = foreign and granted and event.held_in == self._home
+        kind = self._kind(
+            event.cap, granted, info, borrowed=borrowed, foreign=foreign, above=above, audited=event.audited
+        )
         return Check(event.time_ns, event.pid, kind)
 
     def _kind(
@@ -383,11 +388,12 @@ class Classifier:
         *,
         borrowed: bool = False,
         foreign: bool = False,
+        above: bool = False,
         audited: bool | None = None,
     ) -> CheckKind:
-        key = (cap, granted, info.site, info.via, info.call, borrowed, foreign, audited)
+        key = (cap, granted, info.site, info.via, info.call, borrowed, foreign, above, audited)
         kind = self._kinds.get(key)
         if kind is None:
-            check = KernelCheck(capabilities.name_of(cap), granted, info.site, info.stack, borrowed, foreign)
+            check = KernelCheck(capabilities.name_of(cap), granted, info.site, info.stack, borrowed, foreign, above)
             kind = self._kinds[key] = CheckKind(check, info.call, info.accounting, audited)
         return kind

@@ -59,6 +59,17 @@ def test_borrowed_and_foreign_checks_need_nothing():
     )
 
 
+def test_who_is_not_the_owner_of_a_user_namespace_needs_the_capability_itself():
+    """newuidmap is root and maps its caller's namespace; the caller itself needs nothing there."""
+    user = Process(11, "/bin/unshare", (), 1000)
+    made = call("unshare", args=("CLONE_NEWUSER|CLONE_NEWNS",), process=user)
+    asked = check("SYS_ADMIN", "map_write", foreign_namespace=True, from_above=True)
+    assert found(made, call("write", [asked])) == {("SYS_ADMIN",): Doubt.LIKELY}
+    assert not found(made, call("write", [asked], process=user))
+    inside = check("SYS_ADMIN", "map_write", foreign_namespace=True)
+    assert not found(made, call("write", [inside]))
+
+
 def test_a_read_of_a_foreign_file_takes_either_capability():
     assert found(call("openat", [check("DAC_READ_SEARCH", "generic_permission")], result=None)) == {
         ("DAC_OVERRIDE", "DAC_READ_SEARCH"): Doubt.LIKELY

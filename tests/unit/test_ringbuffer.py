@@ -89,8 +89,8 @@ def large(data, delta=1):
     return struct.pack("<II", delta << 5, len(data) + 4) + data
 
 
-def check(pid, cap, ret=0, cred=0xC0, target=0xA0):
-    return small(struct.pack("<HBBiQQQii", CHECK.id, 0, 0, pid, cred, target, target, cap, ret))
+def check(pid, cap, ret=0, cred=0xC0, target=0xA0, held_in=0xA0):
+    return small(struct.pack("<HBBiQQQii", CHECK.id, 0, 0, pid, cred, target, held_in, cap, ret))
 
 
 def stack(pid, *addresses):
@@ -249,6 +249,17 @@ def test_a_check_against_another_user_namespace_is_foreign():
         0, page_of(check(7, 21), stack(7, 2), check(7, 0, target=0xA9), stack(7, 1), check(7, 0), stack(7, 1)), raw
     )
     assert [event.kind.check.foreign_namespace for event in Classifier().classify(raw)] == [True, False]
+
+
+def test_a_check_against_another_namespace_may_be_granted_from_above():
+    made, _ = decoder()
+    raw = []
+    own, inner = check(7, 0, target=0xA9), check(7, 0, target=0xA9, held_in=0xA9)
+    made.page(
+        0, page_of(check(7, 21), stack(7, 2), own, stack(7, 1), inner, stack(7, 1), check(7, 0), stack(7, 1)), raw
+    )
+    checks = [event.kind.check for event in Classifier().classify(raw)]
+    assert [(one.foreign_namespace, one.from_above) for one in checks] == [(True, True), (True, False), (False, False)]
 
 
 def test_tasks_and_exits_are_decoded():
