@@ -1,7 +1,9 @@
-"""Writes the README's generated parts: with `--write` those that follow from the code, with `--record` the example.
+"""Writes the README's generated parts: with `--write` those that follow from the code, with `--record` the example,
+with `--measure` the table of what tracing costs.
 
 A part stands between `<!-- generated: name -->` and `<!-- /generated -->`; `test_readme.py` fails when one is stale.
-The example is recorded from a real run (root on a Linux host is needed), so it is written only when asked for.
+Example and table are recorded from real runs (root on a Linux host is needed; measuring takes long), so they are
+written only when asked for.
 """
 
 from __future__ import annotations
@@ -123,6 +125,22 @@ def recorded_example() -> str:
     return _code("\n".join(shown))
 
 
+def recorded_benchmarks(rounds: int = 5) -> str:
+    """Run the benchmarks and return their table; a line a round goes to standard error."""
+    words = (sys.executable, str(ROOT / "tests" / "benchmarks"), "--rounds", str(rounds))
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+RECORDED: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "example": ("--record", recorded_example),
+    "benchmarks": ("--measure", recorded_benchmarks),
+}
+
+
+def _kept(text: str) -> Callable[[], str]:
+    return lambda: text
+
+
 def rewritten(text: str, parts: Mapping[str, Callable[[], str]], kind: str = "generated") -> str:
     """`text` with every part of `kind` written anew. Raises KeyError for a name that nothing generates."""
 
@@ -140,14 +158,15 @@ def named_parts(text: str) -> dict[str, str]:
 
 
 def main(words: list[str]) -> None:
-    """Rewrite README.md; `--write` and `--record` may be given together."""
-    if not words or set(words) - {"--write", "--record"}:
-        raise SystemExit("usage: tests/readme.py [--write] [--record]")
+    """Rewrite README.md; the words may be given together."""
+    if not words or set(words) - {"--write", *(word for word, _ in RECORDED.values())}:
+        raise SystemExit("usage: tests/readme.py [--write] [--record] [--measure]")
     text = README.read_text(encoding="utf-8")
     if "--write" in words:
         text = rewritten(text, PARTS)
-    if "--record" in words:
-        text = rewritten(text, {"example": recorded_example}, "recorded")
+    there = named_parts(text)
+    recorded = {name: write if word in words else _kept(there[name]) for name, (word, write) in RECORDED.items()}
+    text = rewritten(text, recorded, "recorded")
     README.write_text(text, encoding="utf-8")
 
 

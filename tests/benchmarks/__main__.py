@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this very checkout
 
 from bench_measure import measure, table
-from bench_work import SMALL, WORKS, Size
+from bench_work import SMALL, WORKS, scaled
 
 
 def main(words: list[str]) -> None:
@@ -17,9 +17,10 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python tests/benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often the three are run in turn (default 5)")
     parser.add_argument("--small", action="store_true", help="a few seconds' worth of work")
+    parser.add_argument("--divide", type=int, default=1, metavar="N", help="do the N-th part of the work")
     parser.add_argument("--only", default="", metavar="WORD", help="only works with this word in their name")
     given = parser.parse_args(words)
-    size = SMALL if given.small else Size()
+    size = SMALL if given.small else scaled(given.divide)
     results = []
     for work in WORKS:
         if given.only not in work.name:

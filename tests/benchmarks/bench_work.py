@@ -33,6 +33,13 @@ class Size:
     calls: int = 20_000
 
 
+def scaled(divisor: int) -> Size:
+    """The full size divided by `divisor`, at least one of each."""
+    whole = Size()
+    parts = (whole.sources, whole.packages, whole.files, whole.forks, whole.calls)
+    return Size(*(max(1, part // divisor) for part in parts))
+
+
 SMALL = Size(sources=2, packages=1, files=150, forks=100, calls=200)
 
 
