@@ -66,7 +66,9 @@ def docker_run(entry: dict[str, Any]) -> list[str]:
     words: list[str] = entry.get("command", [])
     if "script" in entry:
         words = ["sh", "-ec", entry["script"].strip() + "\n"]
-    return ["docker", "run", "--rm", "--privileged", *entry.get("flags", []), image_of(entry), *words]
+    # Nothing leaves the container: its own loopback is all that the corpus talks to.
+    flags = ["--rm", "--privileged", "--network=none", *entry.get("flags", [])]
+    return ["docker", "run", *flags, image_of(entry), *words]
 
 
 def measure(entry: dict[str, Any], options: list[str], keep: Path) -> Row:
