@@ -159,7 +159,7 @@ SIGNATURES: Final[Mapping[str, Signature]] = {
     **{name: _call(ident, ident) for name in ("setreuid", "setregid")},
     **{name: _call(ident, ident, ident) for name in ("setresuid", "setresgid")},
     "setgroups": _call(size, structs.groups),
-    "capset": _call(pointer, structs.capability_sets),
+    "capset": _call(structs.capability_header, structs.capability_sets),
     "landlock_restrict_self": _call(number, hexadecimal),
     "prctl": _call(named(constants.PRCTL_OPTIONS), structs.prctl_argument, structs.prctl_ambient),
     "seccomp": _call(named(constants.SECCOMP_OPERATIONS), flags(constants.SECCOMP_FILTER_FLAGS), pointer),

@@ -196,6 +196,12 @@ def capability(value: int, tracee: Tracee, args: Args) -> str:
     return "CAP_" + CAPABILITIES[value] if value < len(CAPABILITIES) else number(value, tracee, args)
 
 
+def capability_header(value: int, tracee: Tracee, args: Args) -> str:
+    """`struct __user_cap_header_struct`: whose sets they are; 0 is the caller."""
+    pid = tracee.number(value + 4, 4)
+    return pointer(value, tracee, args) if pid is None else f"{{pid={signed(pid)}}}"
+
+
 def capability_sets(value: int, tracee: Tracee, args: Args) -> str:
     """The sets that capset(2) sets; how wide they are is said by the header in argument 0."""
     version = tracee.number(args[0], 4)

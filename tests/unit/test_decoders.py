@@ -128,6 +128,7 @@ def test_credentials() -> None:
     assert call("capset", header, at(data)).args[1] == (
         "{effective=NET_ADMIN,MAC_OVERRIDE permitted=CHOWN,NET_ADMIN inheritable=none}"
     )
+    assert call("capset", header, at(data)).args[0] == "{pid=0}"
     everything = struct.pack("<6I", 0xFFFFFFFE, 0, 0, 0x1FF, 0, 0)
     assert call("capset", header, at(everything)).args[1].startswith("{effective=all-CHOWN permitted=none")
 
