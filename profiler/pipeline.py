@@ -283,7 +283,8 @@ class _Case:
             docker_args=self.sandbox.docker_args(verdict.recipe),
             docker_command=self.sandbox.docker_command(verdict.recipe),
             safer=advice(r.requirement for r in requirements if r.status is not Status.OPTIONAL),
-            warnings=(*self.sandbox.cautions(), *trace.notes),
+            notes=(*self.sandbox.notes(), *trace.notes),
+            warnings=self.sandbox.cautions(),
         )
 
 

@@ -52,7 +52,7 @@ class DockerSandbox:
     """Runs one `docker run` command line with any recipe.
 
     `profile_path` is the seccomp profile that the printed command names; `profile_of`, if set, gives the path of the
-    profile to use for a recipe that is being tried. `notes` and `warnings` are lines for the user.
+    profile to use for a recipe that is being tried.
     """
 
     name = "docker"
@@ -78,8 +78,6 @@ class DockerSandbox:
         self.profile_path = profile_path
         self.profile_of = profile_of
         self.expected: tuple[str, ...] = ()
-        self.notes = cautions.notes(self._run)
-        self.warnings = cautions.warnings(self._run)
         self._filters: dict[frozenset[str], bytes | None] = {}
         self._runs: list[HeldRun] = []
         self._reruns: set[str] = set()
@@ -265,9 +263,13 @@ class DockerSandbox:
         """The user's whole command line with exactly `recipe` in place of `--privileged` and its parts."""
         return self._run.where(lambda flag: not cautions.is_replaced(flag)).rendered(self.docker_args(recipe))
 
+    def notes(self) -> tuple[str, ...]:
+        """What of the user's flags is replaced, kept, or treated otherwise than `docker run` would."""
+        return cautions.notes(self._run)
+
     def cautions(self) -> tuple[str, ...]:
-        """What was replaced of the user's command, and what in it no recipe can make safe."""
-        return (*self.notes, *self.warnings)
+        """What in the user's command no recipe can make safe."""
+        return cautions.warnings(self._run)
 
     def filter_of(self, capabilities: frozenset[str]) -> bytes | None:
         """The seccomp filter (an array of `struct sock_filter`) that this engine installs for these capabilities.

@@ -121,8 +121,11 @@ class Sandbox(Protocol):
     def docker_command(self, recipe: Recipe) -> tuple[str, ...]:
         """The whole command, ready to run, with exactly `recipe`; empty outside an engine."""
 
+    def notes(self) -> tuple[str, ...]:
+        """One line each: what is done otherwise than the user's command says, or than this host could do it."""
+
     def cautions(self) -> tuple[str, ...]:
-        """One line each: what was replaced of the user's command, and what in it no recipe can make safe."""
+        """One line each: what no recipe can make safe in the user's command."""
 
     def filter_of(self, capabilities: frozenset[str]) -> bytes | None:
         """The seccomp filter (an array of `struct sock_filter`) that this engine installs for a container with these

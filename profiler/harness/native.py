@@ -154,9 +154,13 @@ class NativeSandbox:
         """The embedded sandbox installs no filter."""
         return None
 
-    def cautions(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """What the last run's sandbox lacks or could not hold to, a line each."""
         return self._notes
+
+    def cautions(self) -> tuple[str, ...]:
+        """Nothing: the sandbox keeps the workload from the host."""
+        return ()
 
     def close(self) -> None:
         """End the traced run, if it still goes on, and remove our files. Idempotent."""

@@ -13,7 +13,8 @@ class Report:
     """One profile. `image` and `image_id` are empty outside an engine, and so is `docker_command`.
 
     `docker_args` replace `--privileged` after `docker run`; `docker_command` is the whole command, ready to run.
-    `warnings` are one line each: what no recipe can make safe in the user's command, and what limits the result.
+    `notes` and `warnings` are one line each: what is worth knowing of the runs, and what no recipe can make safe in the
+    user's command.
     """
 
     facts: HostFacts
@@ -27,6 +28,7 @@ class Report:
     docker_args: tuple[str, ...]
     docker_command: tuple[str, ...]
     safer: tuple[Advice, ...] = ()
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

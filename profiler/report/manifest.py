@@ -156,7 +156,7 @@ def render(report: Report) -> dict[str, Any]:
         "requirements": [_requirement(row) for row in in_order(report.requirements)],
         "verification": _verification(report),
         "losses": {name: count for name, count in sorted(trace.losses.items()) if count},
-        "notes": [clean(note) for note in trace.notes],
+        "notes": [clean(note) for note in report.notes],
         "warnings": [clean(warning) for warning in report.warnings],
         "safer": [{"text": row.text, "flag": clean(row.flag), "reason": row.reason} for row in report.safer],
     }

@@ -134,11 +134,10 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
             yield "yellow", f"lost: {name} ×{count}: the trace is incomplete, so nothing is called minimal"
     if report.facts.not_granted:
         yield "", f"not granted in any run, nobody here can: {', '.join(report.facts.not_granted)}"
-    for note in report.trace.notes:
+    for note in report.notes:
         yield "", f"note: {note}"
     for warning in report.warnings:
-        if warning not in report.trace.notes:
-            yield "yellow", f"warning: {warning}"
+        yield "yellow", f"warning: {warning}"
     for advice in report.safer:
         flag = f" ({advice.flag})" if advice.flag else ""
         yield "cyan", f"safer: {advice.text}{flag}: {advice.reason}"

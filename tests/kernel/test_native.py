@@ -462,7 +462,7 @@ for place in ("STATE", "DISK"):
 script = "echo x > /opt/x && ls " + base + "/lower"
 sandbox = native.NativeSandbox(["sh", "-c", script], cwd="/", env=dict(os.environ))
 outcome = sandbox.rerun(frozenset(), timeout=20)
-print(outcome.exit_code, outcome.stdout, outcome.stderr, sandbox.cautions())
+print(outcome.exit_code, outcome.stdout, outcome.stderr, sandbox.notes())
 sandbox.close()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -70,8 +70,7 @@ def test_optional_ones_are_left_out_with_what_was_tried():
 
 
 def test_warnings_notes_and_safer_ways_are_shown():
-    trace = Trace((), (), (), {}, 0, 1.0, notes=("a nested tracer was seen",))
-    text = render(report(trace=trace))
+    text = render(report(notes=("a nested tracer was seen",)))
     assert "warning: the Docker socket is mounted" in text
     assert "note: a nested tracer was seen" in text
     assert "safer: let the engine mount the tmpfs (--tmpfs /mnt): needs no SYS_ADMIN" in text
@@ -118,8 +117,10 @@ def test_what_the_workload_chose_cannot_drive_the_terminal():
     rows = report().requirements
     requirement = type(rows[0].requirement)(rows[0].requirement.alternatives, evil, rows[0].requirement.doubt, (seen,))
     row = type(rows[0])(rows[0].privilege, requirement, rows[0].status)
-    trace = Trace((seen,), (), (), {}, 0, 1.0, notes=(evil,))
-    made = report(requirements=(row,), trace=trace, warnings=(evil,), docker_command=("docker", "run", evil))
+    trace = Trace((seen,), (), (), {}, 0, 1.0)
+    made = report(
+        requirements=(row,), trace=trace, notes=(evil,), warnings=(evil,), docker_command=("docker", "run", evil)
+    )
     text = render(made)
     assert "\x1b" not in text
     assert "\x07" not in text
