@@ -12,7 +12,7 @@ from typing import Final
 
 from profiler.errors import HostError, ProfilerError
 from profiler.harness import native
-from profiler.harness.docker_sandbox import clean_leftovers as clean_containers
+from profiler.harness.docker_leftovers import clean_leftovers as clean_containers
 from profiler.leftovers import STATE, is_leftover
 from profiler.witness.tracefs import CheckWitness
 

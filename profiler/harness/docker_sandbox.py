@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,6 @@ from profiler.harness.docker_engine import Engine
 from profiler.harness.docker_files import Produced
 from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of
 from profiler.harness.docker_gate import (
-    STATE_PLACES,
     await_gate,
     gate_flags,
     make_state_directory,
@@ -35,12 +33,12 @@ from profiler.harness.docker_gate import (
 )
 from profiler.harness.docker_grants import Grants, check_engine, check_user, find_grants, lsms_of
 from profiler.harness.docker_image import Image, account, command_of, find_image, is_root, user_of, with_home
+from profiler.harness.docker_leftovers import clean_engine
 from profiler.harness.docker_run import HeldRun, captured
 from profiler.harness.interface import Caught, Service, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.filters import filters_of
-from profiler.leftovers import is_leftover
 from profiler.model import Capability, Device, HostFacts, Outcome, Privilege, Recipe, SecurityOption, Syscalls
 
 _grants: dict[tuple[str, ...], Grants] = {}  # by engine and what changes the answer: trying costs a start or more
@@ -93,7 +91,7 @@ class DockerSandbox:
         try:
             check_engine(engine, userns=self._run.value("userns"))
             with suppress(ProfilerError):  # `doctor --clean` says why
-                _clean_engine(engine)
+                clean_engine(engine)
         except BaseException:
             engine.close()
             raise
@@ -371,42 +369,6 @@ class DockerSandbox:
         else:
             with self._spool.replay() as again:
                 yield again
-
-
-def clean_leftovers() -> tuple[str, ...]:
-    """Remove containers and state directories whose owner is gone; returns the names of what was removed.
-
-    Quiet when there is no engine, or nothing to remove.
-    """
-    removed: list[str] = []
-    with suppress(ProfilerError):
-        engine = Engine(parse(("docker", "run", "none")))
-        try:
-            removed += _clean_engine(engine)
-        finally:
-            engine.close()
-    for place in STATE_PLACES:
-        for directory in place.glob("*"):
-            if is_leftover(directory.name) and not _holds_mount(directory):
-                shutil.rmtree(directory, ignore_errors=True)
-                removed.append(str(directory))
-        with suppress(OSError):
-            place.rmdir()
-    return tuple(removed)
-
-
-def _clean_engine(engine: Engine) -> list[str]:
-    """Remove this engine's containers whose owner is gone. Raises ProfilerError."""
-    abandoned = [container for container, tag in engine.labelled().items() if is_leftover(tag)]
-    for container in abandoned:
-        engine.remove(container)
-    return [f"container {container[:12]}" for container in abandoned]
-
-
-def _holds_mount(directory: Path) -> bool:
-    """Whether something is mounted below: removing would go through it (field 5 of proc_pid_mountinfo(5))."""
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return any(Path(line.split()[4]).is_relative_to(directory) for line in mounts)
 
 
 def _environment(pid: int) -> tuple[str, ...]:

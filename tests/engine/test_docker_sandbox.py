@@ -21,7 +21,8 @@ import pytest
 from profiler.errors import HostError, UsageError
 from profiler.harness import docker_gate, docker_sandbox
 from profiler.harness.docker_engine import Refused
-from profiler.harness.docker_sandbox import DockerSandbox, clean_leftovers
+from profiler.harness.docker_leftovers import clean_leftovers
+from profiler.harness.docker_sandbox import DockerSandbox
 from profiler.kernel.steer import Steered
 from profiler.leftovers import LABEL, STATE, owner_tag
 from profiler.model import Capability, Device, SecurityOption
