@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs in the guest at every boot of run.sh: the project's tree is in /srv/payload, and /srv/payload/.guest-run says what to
-# do: `tests` or `shell` in its first line, then one argument a line (each quoted for the shell).
+# Runs in the guest at every boot of run.sh: the project's tree is in /srv/payload, and /srv/payload/.guest-run/ says what to
+# do: `mode` is tests or shell, `command` the shell's command, `arguments` a `set` of pytest's arguments.
 set -eu
 project=/srv/payload
 cd "$project"
@@ -10,12 +10,12 @@ trap 'code=$?; [ -e "$RESULTS/exit-code" ] || finish "$code"' EXIT
 wait_for_docker
 ln -s /opt/venv .venv
 export PATH="$project/.venv/bin:$PATH" CAPPROFILE_REQUIRE_ENGINE=1
-mode=$(head -n 1 .guest-run)
-eval "set -- $(tail -n +2 .guest-run | tr '\n' ' ')"
+mode=$(cat .guest-run/mode)
+. .guest-run/arguments
 code=0
 case $mode in
     shell)
-        sh -c "$*" >&3 2>&1 < /dev/null || code=$?
+        sh .guest-run/command >&3 2>&1 < /dev/null || code=$?
         ;;
     tests)
         say 'tests are running'

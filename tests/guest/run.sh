@@ -36,11 +36,14 @@ guest=$("$here/build.sh")
 work=$(mktemp -d "$CACHE/.run-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
-mkdir "$work/extra"
+mkdir -p "$work/extra/.guest-run"
+echo "$mode" > "$work/extra/.guest-run/mode"
+printf '%s\n' "$*" > "$work/extra/.guest-run/command"
 {
-    echo "$mode"
-    for argument in "$@"; do printf "'%s'\n" "$(printf %s "$argument" | sed "s/'/'\\\\''/g")"; done
-} > "$work/extra/.guest-run"
+    printf 'set --'
+    for argument in "$@"; do printf " '%s'" "$(printf %s "$argument" | sed "s/'/'\\\\''/g")"; done
+    echo
+} > "$work/extra/.guest-run/arguments"
 printf '#!/bin/sh\nexec /srv/payload/tests/guest/inside.sh\n' > "$work/extra/start"
 chmod 755 "$work/extra/start"
 # A file that vanishes between the two commands is another session's affair.
