@@ -1,5 +1,5 @@
-"""Writes the README's generated parts: with `--write` those that follow from the code, with `--record` the example,
-with `--measure` the table of what tracing costs.
+"""Writes the generated parts of README.md and docs/architecture.md: with `--write` what follows from the code, with
+`--record` the example, with `--measure` the table of what tracing costs.
 
 A part stands between `<!-- generated: name -->` and `<!-- /generated -->`; `test_readme.py` fails when one is stale.
 Example and table are recorded from real runs (root on a Linux host is needed; measuring takes long), so they are
@@ -8,6 +8,7 @@ written only when asked for.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -35,6 +36,7 @@ from profiler.model import (  # noqa: E402
 )
 
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 HELP_WIDTH = 100
 _PART = re.compile(
     r"(<!-- (?P<kind>generated|recorded): (?P<name>[a-z-]+) -->\n)(?P<body>.*?)(<!-- /(?P=kind) -->)", re.S
@@ -103,6 +105,23 @@ PARTS: Mapping[str, Callable[[], str]] = {
 }
 
 
+def rooms() -> str:
+    """The table of all modules: what lives there, in the first words of each."""
+    lines = ["| Room | What lives there |\n| --- | --- |\n"]
+    for path in sorted((ROOT / "profiler").rglob("*.py"), key=lambda path: (len(path.parts), path)):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        name = path.relative_to(ROOT / "profiler")
+        if name.name == "__init__.py":
+            name = name.parent
+        if str(name) != ".":
+            summary = " ".join(text.partition("\n\n")[0].split())
+            lines.append(f"| `{name}{'' if name.suffix else '/'}` | {summary} |\n")
+    return "".join(lines)
+
+
+ARCHITECTURE_PARTS: Mapping[str, Callable[[], str]] = {"rooms": rooms}
+
+
 def recorded_example() -> str:
     """Run EXAMPLE for real and return what a user would see: the prompt, the words, and all that is printed."""
     shown: list[str] = []
@@ -158,12 +177,14 @@ def named_parts(text: str) -> dict[str, str]:
 
 
 def main(words: list[str]) -> None:
-    """Rewrite README.md; the words may be given together."""
+    """Rewrite README.md and docs/architecture.md; the words may be given together."""
     if not words or set(words) - {"--write", *(word for word, _ in RECORDED.values())}:
         raise SystemExit("usage: tests/readme.py [--write] [--record] [--measure]")
     text = README.read_text(encoding="utf-8")
     if "--write" in words:
         text = rewritten(text, PARTS)
+        plan = ARCHITECTURE.read_text(encoding="utf-8")
+        ARCHITECTURE.write_text(rewritten(plan, ARCHITECTURE_PARTS), encoding="utf-8")
     there = named_parts(text)
     recorded = {name: write if word in words else _kept(there[name]) for name, (word, write) in RECORDED.items()}
     text = rewritten(text, recorded, "recorded")

@@ -33,6 +33,13 @@ def test_generated_parts_are_fresh(name):
     assert squeezed(there[name]) == squeezed(readme.PARTS[name]()), "run: make docs"
 
 
+def test_the_plan_names_every_room():
+    there = readme.named_parts((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert {name: squeezed(text) for name, text in there.items()} == {
+        name: squeezed(write()) for name, write in readme.ARCHITECTURE_PARTS.items()
+    }, "run: make docs"
+
+
 def test_every_part_is_known():
     assert set(readme.named_parts(README)) == {*readme.PARTS, *readme.RECORDED}
 
