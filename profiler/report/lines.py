@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -51,7 +52,7 @@ def shell_lines(words: Sequence[str], width: int) -> str:
 
     A flag and the word after it stay together. No line is broken inside a word.
     """
-    quoted = [shlex.quote(word) for word in words]
+    quoted = [_quoted(word) for word in words]
     line = " ".join(quoted)
     if len(line) <= width:
         return line
@@ -64,6 +65,22 @@ def shell_lines(words: Sequence[str], width: int) -> str:
         else:
             current = f"{current} {piece}" if current else piece
     return " \\\n".join([*lines, current])
+
+
+def _quoted(word: str) -> str:
+    """As shlex.quote, but what a terminal would not show as it is (control characters, bytes that are no UTF-8) is
+    spelled in `$'…'`, which bash, ksh, zsh and POSIX's shell of 2024 read."""
+    if all(character.isprintable() or character == "\n" for character in word):
+        return shlex.quote(word)
+    spelled = []
+    for character in word:
+        if character in "\\'":
+            spelled.append(f"\\{character}")
+        elif character.isprintable():
+            spelled.append(character)
+        else:  # three octal digits: a hexadecimal escape would take following digits along
+            spelled += [f"\\{byte:03o}" for byte in os.fsencode(character)]
+    return f"$'{''.join(spelled)}'"
 
 
 def _pairs(quoted: Sequence[str]) -> Iterator[str]:

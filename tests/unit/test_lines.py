@@ -79,7 +79,7 @@ def test_an_empty_recipe_empties_the_bounding_set():
 @given(st.lists(st.text(st.characters(blacklist_characters="\x00", blacklist_categories=("Cs",))), min_size=1))
 def test_a_shell_reads_every_word_back(words):
     said = subprocess.run(
-        ("sh", "-c", f"printf '%s\\0' {shell_lines(words, 40)}"), capture_output=True, check=True
+        ("bash", "-c", f"printf '%s\\0' {shell_lines(words, 40)}"), capture_output=True, check=True
     ).stdout
     assert said.decode().split("\0")[:-1] == words
 
@@ -162,3 +162,11 @@ def test_kubernetes_keeps_the_runtimes_filter_when_nothing_is_missing():
 @pytest.mark.parametrize("members", [(), EVERYTHING, (KEYCTL,), (PORTS,), (Device("/dev/x", "m"),)])
 def test_every_format_renders_every_recipe(name, members):
     assert lines.FORMATS[name](read(*members)).endswith("\n")
+
+
+def test_what_no_terminal_shows_is_spelled_so_that_bash_reads_it():
+    words = ("printf", r"%s\0", "tab\t1", "\udcff7", "it's \\ \x1b[1m", "ä\n\x07")
+    text = shell_lines(words, 1000)
+    assert all(c.isprintable() for c in text)
+    done = subprocess.run(("bash", "-c", text), capture_output=True, check=True)
+    assert done.stdout == "".join(word + "\0" for word in words[2:]).encode("utf-8", "surrogateescape")
