@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `import images` from every test directory
 
 from profiler import leftovers
+
+# A signal that is ignored stays so in all that is started from here (execve(2)): a suite started in the background, or
+# with nohup, would find every program deaf to Ctrl-C and hang-up.
+for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(_number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE_ENGINE = "CAPPROFILE_REQUIRE_ENGINE"
 TRACEFS = (Path("/sys/kernel/tracing/instances"), Path("/sys/kernel/debug/tracing/instances"))
