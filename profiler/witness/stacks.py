@@ -142,7 +142,10 @@ def _overlay_lends(names: Sequence[str]) -> bool:
 def classify(raw: Sequence[str]) -> StackInfo:
     """Classify the functions of one stack, nearest first, as /proc/kallsyms names them."""
     names = [plain(name) for name in raw]
-    first = next((at for at, name in enumerate(names) if name not in HELPERS), None)
+    # What is above the check's own function is the trace machinery's. A kprobe's way there leads through a trampoline
+    # made at run time (arch/x86/kernel/ftrace.c, create_trampoline), for which any function of a module may be taken.
+    asked = next((at for at, name in enumerate(names) if name == "cap_capable"), 0)
+    first = next((at for at in range(asked, len(names)) if names[at] not in HELPERS), None)
     if first is None or names[first] in _BELOW:
         return StackInfo(UNKNOWN.site, tuple(raw), None)
     last = next((at for at in range(first, len(names)) if names[at] in _BELOW), len(names))
