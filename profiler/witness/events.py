@@ -112,7 +112,10 @@ class _Answer(NamedTuple):
 
 
 class _Own(NamedTuple):
-    """Memory accounting was seen to use this credential: it is the task's own."""
+    """Memory accounting was seen to use this credential, or it was committed: it is the task's own.
+
+    `target_ns` is the first user namespace, 0 where a commit does not tell.
+    """
 
     time_ns: int
     pid: int
@@ -125,11 +128,13 @@ Raw = _RawCheck | _Answer | _Own | Exit | Fork | Exec | TaskExit
 
 @dataclass
 class Formats:
-    """The `format` files of the events that are enabled. `answer` only with kprobes; `exits` by table name."""
+    """The `format` files of the events that are enabled. `answer` and `own` only with kprobes; `exits` by table
+    name."""
 
     stack: EventFormat
     check: EventFormat
     answer: EventFormat | None = None
+    own: EventFormat | None = None
     exits: dict[str, EventFormat] = field(default_factory=dict)
     newtask: EventFormat | None = None
     fork: EventFormat | None = None
@@ -167,7 +172,8 @@ class Decoder:
         }
         self._others = dict(self._decoders())
         probed = formats.answer is not None
-        names = ("common_pid", "cred", "target_ns", *(("cap", "opts") if probed else ("capable_ns", "cap", "ret")))
+        holder = ("capable_ns",) if "capable_ns" in formats.check.fields else ()
+        names = ("common_pid", "cred", "target_ns", *holder, "cap", "opts" if probed else "ret")
         self._probed = probed
         self._check = formats.check.unpacker(*names).unpack_from
         self._own = formats.check.unpacker("common_pid", "cred", "target_ns").unpack_from
@@ -177,6 +183,9 @@ class Decoder:
         if formats.answer:
             read = formats.answer.unpacker("common_pid", "ret").unpack_from
             yield formats.answer.id, lambda time, data: _Answer(time, (found := read(data))[0], found[1] == 0)
+        if formats.own:
+            committed = formats.own.unpacker("common_pid", "cred").unpack_from
+            yield formats.own.id, lambda time, data: _Own(time, (found := committed(data))[0], found[1], 0)
         if formats.newtask:
             yield formats.newtask.id, _newtask_decoder(formats.newtask)
         if formats.fork:
@@ -248,13 +257,14 @@ class Decoder:
         if info is None:
             self.stackless += 1
             info = UNKNOWN
-        pid, cred, target, *held_in, cap, last = self._check(held[1])
+        pid, cred, target, *holder, cap, last = self._check(held[1])
+        held_in = holder[0] if holder else 0
         if info.call in CREDENTIAL_CALLS:
             self._seen.pop(pid, None)  # the next accounting says what they are now, even if they are the same
         if self._probed:
-            out.append(_RawCheck(held[0], pid, cred, target, cap, None, not last & CAP_OPT_NOAUDIT, info))
+            out.append(_RawCheck(held[0], pid, cred, target, cap, None, not last & CAP_OPT_NOAUDIT, info, held_in))
         else:
-            out.append(_RawCheck(held[0], pid, cred, target, cap, last == 0, None, info, held_in[0]))
+            out.append(_RawCheck(held[0], pid, cred, target, cap, last == 0, None, info, held_in))
 
 
 def _newtask_decoder(one: EventFormat) -> Callable[[int, bytes], Raw]:
@@ -292,8 +302,9 @@ class Classifier:
     """Turns decoded events, merged in the order of time, into the ledger's: pairs kretprobes, tells borrowed checks.
 
     A check is *borrowed* when its credential is not the task's own. The task's own credential cannot be read, so it
-    is learned: memory accounting always asks with current's own (every exec and mmap does it), and so does every
-    check whose stack shows neither overlayfs, nor an opener's (`file_ns_capable`), nor another task's credentials.
+    is learned: from its commit where a kprobe sees it (kernel/cred.c, `commit_creds`, also in every exec), else from
+    memory accounting, which always asks with current's own (every exec and mmap does it). So does every check whose
+    stack shows neither overlayfs, nor an opener's (`file_ns_capable`), nor another task's credentials.
     A check that overlayfs makes below its own functions is borrowed unless its credential is known to be the own one:
     a mounter's is always a copy (fs/overlayfs/super.c, `ovl_fill_super`), so the stack alone is almost certain. An
     opener's check is borrowed when its credential differs from a known own one. After a call that takes other
@@ -304,14 +315,15 @@ class Classifier:
     always asks about (security/commoncap.c, `cap_vm_enough_memory`). It is granted *from above* to a credential of the
     first one: to the other's owner, whatever it holds, or to who holds the capability (cap_capable_helper).
 
-    `unanswered` counts checks whose kretprobe was missed (too many at a time).
+    `home` is the address of the first user namespace, where it is known beforehand. `unanswered` counts checks whose
+    kretprobe was missed (too many at a time).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, home: int | None = None) -> None:
         self.unanswered = 0
         self._own: dict[int, int] = {}
         self._stale: set[int] = set()  # tasks that may have taken other credentials since
-        self._home: int | None = None
+        self._home = home
         self._asked: dict[int, _RawCheck] = {}  # by task: the check whose kretprobe has not fired yet
         self._kinds: dict[tuple[object, ...], CheckKind] = {}
 
@@ -333,7 +345,7 @@ class Classifier:
                     out.append(self._check(asked, event.granted))
             elif isinstance(event, _Own):
                 self._learn(event.pid, event.cred)
-                self._home = event.target_ns
+                self._home = event.target_ns or self._home
                 self._asked.pop(event.pid, None)
             else:
                 if isinstance(event, Fork):

@@ -32,13 +32,21 @@ def parse_kallsyms(text: str) -> tuple[list[int], list[str]]:
     return [address for address, _ in found], [name for _, name in found]
 
 
+# The first user namespace's structure (kernel/user.c): a variable, listed with CONFIG_KALLSYMS_ALL
+_FIRST_NAMESPACE = re.compile(r"^([0-9a-f]+) \w init_user_ns$", re.MULTILINE)
+
+
 class Symbols:
-    """The kernel's functions by address: read on first use, and again when the list of modules has changed."""
+    """The kernel's functions by address: read on first use, and again when the list of modules has changed.
+
+    `first_namespace` is the address of the first user namespace, None where the kernel does not list variables.
+    """
 
     def __init__(self) -> None:
         self._addresses: list[int] = []
         self._names: list[str] = []
         self._modules: str | None = None
+        self.first_namespace: int | None = None
 
     def refresh(self) -> None:
         """Read /proc/kallsyms if that was not done yet or a module came or went since.
@@ -53,7 +61,10 @@ class Symbols:
         modules = "\n".join(" ".join(line.split()[:1] + line.split()[5:6]) for line in modules.splitlines())
         if modules == self._modules:
             return
-        self._addresses, self._names = parse_kallsyms(KALLSYMS.read_text(encoding="utf-8", errors="replace"))
+        listed = KALLSYMS.read_text(encoding="utf-8", errors="replace")
+        self._addresses, self._names = parse_kallsyms(listed)
+        first = _FIRST_NAMESPACE.search(listed)
+        self.first_namespace = int(first[1], 16) if first else None
         self._modules = modules
         if not self._addresses or self._addresses[-1] == 0:
             raise HostError(

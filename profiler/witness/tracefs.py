@@ -37,6 +37,10 @@ SETTLE_NS = 2_000_000
 ROUND_SECONDS = 0.02
 # $argN: kernel/trace/trace_probe.c; security/commoncap.c: cap_capable(cred, target_ns, cap, opts)
 ENTRY_PROBE = "p:{group}/check cap_capable cred=$arg1:x64 target_ns=$arg2:x64 cap=$arg3:s32 opts=$arg4:x32\n"
+# The credential's own namespace, by the kernel's type information (Linux 6.6, CONFIG_PROBE_EVENTS_BTF_ARGS)
+ENTRY_PROBE_BTF = ENTRY_PROBE.replace(" cap=", " capable_ns=cred->user_ns:x64 cap=")
+# kernel/cred.c: what a task commits are its own credentials from then on (exec, setuid, capset, unshare)
+OWN_PROBE = "p:{group}/own commit_creds cred=$arg1:x64\n"
 RETURN_PROBE = "r128:{group}/answer cap_capable ret=$retval:s32\n"  # at most 128 checks under way at a time
 
 # There is one kernel: its functions are read for the first trace, and again only when a module came or went.
@@ -111,6 +115,7 @@ class CheckWitness:
         self._root = tracing.tracefs()
         self.kind = _kind(self._root)
         self._symbols.refresh()
+        self._classifier = Classifier(self._symbols.first_namespace)
         try:
             self._prepare()
         except BaseException as error:
@@ -142,8 +147,9 @@ class CheckWitness:
         made.write("options/event-fork", "1")
         if self.kind == "kprobe":
             self._group = tracing.probe_group(name)
-            tracing.write(self._root / "kprobe_events", ENTRY_PROBE.format(group=self._group))
-            tracing.write(self._root / "kprobe_events", RETURN_PROBE.format(group=self._group))
+            self._probe_with(ENTRY_PROBE_BTF, ENTRY_PROBE)
+            self._probe_with(RETURN_PROBE)
+            self._probe_with(OWN_PROBE)
         check = f"{self._group}/check" if self._group else CHECK_EVENT
         # a trigger, not options/stacktrace: only this event shall cost a stack
         made.write(f"events/{check}/trigger", "stacktrace\n")
@@ -152,6 +158,14 @@ class CheckWitness:
         self._decoder = Decoder(self._layout, formats, self._resolve)
         for cpu in sorted((made.path / "per_cpu").glob("cpu*"), key=lambda path: int(path.name[3:])):
             self._pipes.append(os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def _probe_with(self, *definitions: str) -> None:
+        """Make the first of these kprobe events that the kernel takes. OSError as it answers to the last one."""
+        for definition in definitions[:-1]:
+            with contextlib.suppress(OSError):
+                tracing.write(self._root / "kprobe_events", definition.format(group=self._group))
+                return
+        tracing.write(self._root / "kprobe_events", definitions[-1].format(group=self._group))
 
     def _formats(self, made: Instance, check: str) -> Formats:
         def one(event: str) -> EventFormat | None:
@@ -171,6 +185,7 @@ class CheckWitness:
             stack=stack,
             check=checks,
             answer=one(f"{self._group}/answer") if self._group else None,
+            own=one(f"{self._group}/own") if self._group else None,
             exits={name: format_ for name, format_ in exits.items() if format_ is not None},
             newtask=newtask,
             fork=None if newtask else one(FORK_EVENT),

@@ -152,7 +152,9 @@ def test_children_and_their_children_are_seen_and_others_are_not(tmp_path):
     assert [Path(event.filename).name for event in events if isinstance(event, Exec)] == ["sh", "sh", "chown"]
     assert {event.pid for event in events if isinstance(event, TaskExit)} == children | {pid}
     assert all(event.thread is False for event in events if isinstance(event, Fork))
-    assert sum(event.checks for event in events if isinstance(event, Accounting)) > 10
+    # before the trace event came, compilers put cap_capable into cap_vm_enough_memory: a kprobe does not see it there
+    if witness.kind == "cap_capable":
+        assert sum(event.checks for event in events if isinstance(event, Accounting)) > 10
 
 
 def test_a_thread_is_told_from_a_process():
@@ -309,8 +311,9 @@ def test_the_ledger_joins_what_the_witness_sees(tmp_path):
     # named as it was executed when it was gone before it could be looked up
     assert [Path(exe).name for exe in one.process.chain] in (["sh"], [Path("/bin/sh").resolve().name])
     assert processes == 3
-    assert ledger.accounting > 10
-    assert sum(one.checks[0].site == "security_vm_enough_memory_mm" for one in observations if one.checks) == 1
+    if witness.kind == "cap_capable":
+        assert ledger.accounting > 10
+        assert sum(one.checks[0].site == "security_vm_enough_memory_mm" for one in observations if one.checks) == 1
 
 
 def test_nothing_remains_after_close():

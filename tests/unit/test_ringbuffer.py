@@ -67,6 +67,7 @@ ANSWER = format_of(
     ("unsigned long __probe_ret_ip", 16, 8, 0),
     ("s32 ret", 24, 4, 1),
 )
+OWN = format_of(107, ("unsigned long __probe_ip", 8, 8, 0), ("u64 cred", 16, 8, 0))
 EXIT = format_of(103, ("int __syscall_nr", 8, 4, 1), ("long ret", 16, 8, 1))
 NEWTASK = format_of(
     104, ("pid_t pid", 8, 4, 1), ("char comm[16]", 12, 16, 0), ("u64 clone_flags", 32, 8, 0), ("short x", 40, 2, 1)
@@ -307,6 +308,28 @@ def test_a_kprobes_check_gets_its_answer_by_task():
     assert found == [(8, False, False), (7, True, True), (9, True, True)]
     assert classifier.unanswered == 1
     assert made.accounted()[0] == 1
+
+
+def test_a_kprobe_on_the_commit_tells_the_tasks_own_credentials():
+    made, _ = decoder(own=OWN)
+    raw = []
+    commit = small(struct.pack("<HBBiQQ", OWN.id, 0, 0, 7, 0x99, 0xC1))
+    made.page(
+        0,
+        page_of(check(7, 7), stack(7, 5), commit, check(7, 12), stack(7, 4), check(7, 12, cred=0xC1), stack(7, 4)),
+        raw,
+    )
+    checks = [event.kind.check for event in Classifier(0xA0).classify(raw)]
+    assert [one.borrowed for one in checks] == [False, True, False]
+    assert not any(one.foreign_namespace for one in checks)
+
+
+def test_the_first_user_namespace_may_be_known_beforehand():
+    made, _ = decoder()
+    raw = []
+    made.page(0, page_of(check(7, 0, target=0xA9), stack(7, 1), check(7, 0), stack(7, 1)), raw)
+    checks = [event.kind.check for event in Classifier(0xA0).classify(raw)]
+    assert [(one.foreign_namespace, one.from_above) for one in checks] == [(True, True), (False, False)]
 
 
 def test_a_probe_group_is_a_c_identifier():

@@ -2,13 +2,20 @@
 
 from profiler.witness.stacks import UNKNOWN, classify
 
-# Linux 6.12 (Debian 13), a kprobe on cap_capable: the way to it leads through ftrace's trampoline, whose address was taken
-# for a function of the module 9p that had long been freed.
-KPROBE = (
-    "kprobe_trace_func kprobe_dispatcher aggr_pre_handler kprobe_ftrace_handler init_v9fs cap_capable security_capable "
-    "capable_wrt_inode_uidgid setattr_prepare shmem_setattr notify_change chown_common do_fchownat __x64_sys_chown "
-    "do_syscall_64 entry_SYSCALL_64_after_hwframe"
-).split()
+
+def frames(text: str) -> list[str]:
+    return text.split()
+
+
+# Linux 6.12 (Debian 13), a kprobe on cap_capable: the way to it leads through ftrace's trampoline, whose address was
+# taken for a function of the module 9p that had long been freed.
+KPROBE = frames(
+    """
+    kprobe_trace_func kprobe_dispatcher aggr_pre_handler kprobe_ftrace_handler init_v9fs cap_capable security_capable
+    capable_wrt_inode_uidgid setattr_prepare shmem_setattr notify_change chown_common do_fchownat __x64_sys_chown
+    do_syscall_64 entry_SYSCALL_64_after_hwframe
+    """
+)
 
 
 def test_a_kprobes_way_to_the_check_is_no_site():
