@@ -18,6 +18,7 @@ from profiler.harness.docker_engine import Engine, Refused
 from profiler.harness.docker_files import Produced
 from profiler.harness.interface import Caught
 from profiler.harness.service import Service
+from profiler.kernel.stops import let_die
 from profiler.model import Outcome
 
 TAIL = 64 * 1024
@@ -158,6 +159,7 @@ class HeldRun:
         while _is_our_tracee(self._caught.pid) and time.monotonic() < deadline:
             with suppress(ChildProcessError):  # the tracer took it just now
                 os.waitpid(self._caught.pid, os.WNOHANG | _WALL)
+                let_die(self._caught.pid)
             select.select([], [], [], _REAP_LOOK_SECONDS)
 
 

@@ -6,6 +6,7 @@ steered process is decided in `steer`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -120,6 +121,13 @@ def seize(pid: int) -> None:
     reported."""
     options = PTRACE_O_EXITKILL | func.PTRACE_O_TRACEEXEC | func.PTRACE_O_TRACEEXIT | func.PTRACE_O_TRACESYSGOOD
     request(PTRACE_SEIZE, pid, 0, options)
+
+
+def let_die(pid: int) -> None:
+    """Let a killed tracee of this thread go on from the stop at its exit (PTRACE_O_TRACEEXIT). Quiet when it is not
+    stopped, has ended, or is another thread's: that one ends with its thread (PTRACE_O_EXITKILL)."""
+    with contextlib.suppress(OSError):
+        request(func.PTRACE_CONT, pid)
 
 
 def registers(pid: int) -> Registers:
