@@ -8,6 +8,7 @@ from profiler.catalogue.dangers import weight
 from profiler.harness.interface import Sandbox
 from profiler.model import Capability, Doubt, Recipe, Requirement, SecurityOption, Syscalls, Trace
 from profiler.options import Seccomp
+from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements
 from profiler.synthesizer.pools import pools_of
 from profiler.synthesizer.reduce import reduce
 from profiler.synthesizer.requirements import requirements, seccomp_requirements
@@ -28,6 +29,8 @@ class Understanding:
         self.requirements: tuple[Requirement, ...] = requirements(
             trace, grantable, pools_of(trace, present), confined=confined
         )
+        if APPARMOR_UNCONFINED in sandbox.broad():
+            self.requirements += apparmor_requirements(trace.observations)
 
     def recipe(self, up_to: Doubt) -> Recipe:
         """The least dangerous recipe that meets every requirement of at most this doubt, the filter's included.

@@ -1,0 +1,37 @@
+"""What a trace needs beyond an engine's AppArmor profile, which asks no capability and so leaves no check behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from profiler.catalogue.apparmor import DENIED_CALLS, DENIED_WRITES
+from profiler.model import Doubt, Observation, Requirement, SecurityOption
+from profiler.synthesizer.requirements import EXAMPLES, OPENS_FOR_WRITING
+
+APPARMOR_UNCONFINED = SecurityOption("apparmor=unconfined")
+
+
+def apparmor_requirements(observations: Iterable[Observation]) -> tuple[Requirement, ...]:
+    """One requirement, or none: the calls that docker-default denies whatever the capabilities.
+
+    A call that fails even unconfined is doubtful: the workload already lives with its failure.
+    """
+    struck = sorted(_struck(observations), key=lambda found: found[0])
+    if not struck:
+        return ()
+    doubt, reason, _ = struck[0]
+    evidence = tuple(observation for _, _, observation in struck[:EXAMPLES])
+    return (Requirement((frozenset({APPARMOR_UNCONFINED}),), reason, doubt, evidence),)
+
+
+def _struck(observations: Iterable[Observation]) -> Iterator[tuple[Doubt, str, Observation]]:
+    for observation in observations:
+        path = observation.path or ""
+        if observation.call in DENIED_CALLS:
+            reason = f"the engine's AppArmor profile denies {observation.call}"
+        elif observation.call in OPENS_FOR_WRITING and any(rule.fullmatch(path) for rule in DENIED_WRITES):
+            reason = "the engine's AppArmor profile denies writing to this path"
+        else:
+            continue
+        failed = observation.result is not None and observation.result < 0
+        yield (Doubt.DOUBTFUL if failed else Doubt.LIKELY), reason, observation

@@ -1,0 +1,60 @@
+"""What an engine's AppArmor profile denies of what was seen."""
+
+import pytest
+
+from profiler.catalogue.apparmor import DENIED_WRITES
+from profiler.model import Doubt, Observation, Process
+from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements
+
+SHELL = Process(10, "/bin/sh", ("sh",), 0)
+
+
+def call(name, path=None, result=0):
+    return Observation(name, (), result, path, SHELL)
+
+
+def test_a_mount_needs_the_profile_off_and_says_so():
+    (row,) = apparmor_requirements([call("umount2", "/mnt"), call("move_mount", "/mnt", None)])
+    assert row.alternatives == (frozenset({APPARMOR_UNCONFINED}),)
+    assert row.doubt is Doubt.LIKELY
+    assert row.reason == "the engine's AppArmor profile denies move_mount"
+    assert [one.call for one in row.evidence] == ["move_mount"]
+
+
+def test_what_fails_unconfined_is_doubtful_and_never_shown_before_what_succeeds():
+    (row,) = apparmor_requirements([call("mount", result=-22)])
+    assert row.doubt is Doubt.DOUBTFUL
+    (row,) = apparmor_requirements([call("mount", result=-22), call("openat", "/proc/sys/vm/swappiness")])
+    assert row.doubt is Doubt.LIKELY
+    assert row.evidence[0].call == "openat"
+
+
+def test_ordinary_calls_need_nothing():
+    assert (
+        apparmor_requirements([call("openat", "/etc/passwd"), call("umount2", "/mnt"), call("chown", "/proc/x")]) == ()
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "denied"),
+    [
+        ("/proc/sysrq-trigger", True),
+        ("/proc/sys/net/ipv4/ip_forward", True),
+        ("/proc/sys/kernel/core_pattern", True),
+        ("/proc/sys/kernel/shmmax", False),
+        ("/proc/sys/kernel/sem", False),
+        ("/proc/irq/1/smp_affinity", True),
+        ("/proc/acpi/wakeup", True),
+        ("/proc/1/oom_score_adj", False),
+        ("/proc/self/uid_map", False),
+        ("/proc/thread-self/attr/current", False),
+        ("/sys/kernel/mm/transparent_hugepage/enabled", True),
+        ("/sys/class/net/eth0/mtu", True),
+        ("/sys/fs/cgroup/x/cgroup.procs", False),
+        ("/sys/fs/bpf/pin", True),
+        ("/sys/firmware/x", True),
+        ("/dev/null", False),
+    ],
+)
+def test_writes_that_the_profile_denies(path, denied):
+    assert any(rule.fullmatch(path) for rule in DENIED_WRITES) is denied
