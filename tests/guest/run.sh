@@ -8,7 +8,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/settings.sh"
 
-seconds=1800
+seconds=7200 # an emulated guest is slow; with KVM a fraction of it is needed
 mode=tests
 while [ $# -gt 0 ]; do
     case $1 in
