@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ class Profiles:
         self._filter_of = filter_of
         self._directory = STATE / f"{owner_tag()}-seccomp"
         self._known: dict[tuple[frozenset[str], frozenset[str]], Path] = {}
+        self._lock = threading.Lock()  # reruns side by side ask at the same time
 
     def __enter__(self) -> Self:
         return self
@@ -35,14 +37,15 @@ class Profiles:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def path_of(self, recipe: Recipe) -> str:
-        """A profile for trying `recipe`, which has system calls to open."""
+        """A profile for trying `recipe`, which has system calls to open. May be called from several threads."""
         key = (_capabilities(recipe), _calls(recipe))
-        if key not in self._known:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._directory / f"{len(self._known)}.json"
-            path.write_text(self._text(recipe), encoding="utf-8")
-            self._known[key] = path
-        return str(self._known[key])
+        with self._lock:
+            if key not in self._known:
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path = self._directory / f"{len(self._known)}.json"
+                path.write_text(self._text(recipe), encoding="utf-8")
+                self._known[key] = path
+            return str(self._known[key])
 
     def keep(self, recipe: Recipe, path: Path) -> None:
         """Write the profile of the final recipe to `path`. Raises UsageError when that cannot be written."""

@@ -1,0 +1,47 @@
+"""The seccomp profiles that are tried: each recipe has its own, also where several are asked for at the same time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import profiler.profiles
+from profiler.kernel import bpf
+from profiler.model import Capability, Recipe, Syscalls
+from profiler.profiles import Profiles
+
+DENIED = {"CHOWN": "read", "FOWNER": "write", "KILL": "open", "MKNOD": "close"}  # by the filter with this capability
+
+
+def recipe(capability: str) -> Recipe:
+    return frozenset({Capability(capability), Syscalls(("pivot_root",))})
+
+
+def test_recipes_that_are_tried_side_by_side_have_profiles_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler.profiles, "STATE", tmp_path)
+    all_ask = threading.Barrier(len(DENIED))
+
+    def filter_of(capabilities: frozenset[str]) -> bytes:
+        (name,) = capabilities
+        return bpf.assemble([bpf.Rule(list(DENIED).index(name))], action=bpf.RET_ERRNO | errno.EPERM)
+
+    def path_of(capability: str) -> str:
+        all_ask.wait(timeout=10)
+        return profiles.path_of(recipe(capability))
+
+    for _ in range(20):
+        with Profiles(filter_of) as profiles, ThreadPoolExecutor(len(DENIED)) as pool:
+            paths = dict(zip(DENIED, pool.map(path_of, DENIED), strict=True))
+            assert len(set(paths.values())) == len(DENIED)
+            for capability, path in paths.items():
+                (entry,) = json.loads(Path(path).read_text("utf-8"))["syscalls"]
+                assert set(DENIED.values()) - set(entry["names"]) == {DENIED[capability]}
+            assert [profiles.path_of(recipe(name)) for name in DENIED] == list(paths.values())
+        assert not any(tmp_path.iterdir())
