@@ -1,4 +1,4 @@
-"""Runs recipes and remembers what came of them: the same recipe is never run twice."""
+"""Runs recipes and remembers what came of them: the same recipe is not run twice unless that is asked for."""
 
 from __future__ import annotations
 
@@ -56,9 +56,13 @@ class Bench:
 
         Raises HostError when the engine is gone.
         """
-        known = self._runs.get(recipe)
-        if known is not None:
-            return known
+        return self._runs.get(recipe) or self.again(recipe, purpose, slot)
+
+    def again(self, recipe: Recipe, purpose: str, slot: int = 0) -> Rerun:
+        """Rerun the workload with `recipe`, also where that was done before; the newest answer is remembered.
+
+        Raises HostError when the engine is gone.
+        """
         outcome = self._sandbox.rerun(recipe, timeout=self._timeout, slot=slot, service=self._service)
         failure = self._accepts(outcome)
         if failure is None and self._examine is not None:
@@ -67,6 +71,7 @@ class Bench:
         with self._lock:
             self._runs[recipe] = rerun
             self._order.append(rerun)
+            self.failures.pop(recipe, None)
             if failure is not None:
                 self.failures[recipe] = failure
         self._on_run(rerun)

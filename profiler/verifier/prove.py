@@ -42,9 +42,11 @@ def prove(
     What was added to a recipe that failed is mostly not needed: it is removed in groups, halved where that fails. Then
     each member is removed alone, as far as the bench runs in parallel. Where more than one turns out to be unneeded
     alone, all of them are removed together; if that fails they stand in for each other, and are dropped one at a time.
-    The last rerun that passed was made with exactly the recipe that is left. Taking another user's id comes first: a
-    workload that goes on without it goes on as who it was, and may then need less of the rest. What failed without a
-    member in a larger set counts for the smaller one too. No rerun is started after `until` (monotonic seconds).
+    The last rerun that passed was made with exactly the recipe that is left, and where something was dropped it is run
+    once more: what passes without a member only now and then needs it, and gets it back. Taking another user's id
+    comes first: a workload that goes on without it goes on as who it was, and may then need less of the rest. What
+    failed without a member in a larger set counts for the smaller one too. No rerun is started after `until`
+    (monotonic seconds).
 
     `instead` are less dangerous stand-ins for some members: such a member is removed with its stand-in put in its
     place, which proves as much where it fails, and otherwise finds the less dangerous recipe.
@@ -61,6 +63,7 @@ def prove(
     left = [member for member in ordered if member in removal.current and member not in removal.needed]
     removal.each([member for member in left if member in CHANGING_WHO])
     removal.each([member for member in left if member not in CHANGING_WHO])
+    removal.confirm()
     return Proof(
         removal.current, {m: r for m, r in removal.needed.items() if m in removal.current}, tuple(removal.dropped)
     )
@@ -77,6 +80,7 @@ class _Removal:
     instead: dict[Privilege, Recipe]
     needed: dict[Privilege, Rerun] = field(default_factory=dict)
     dropped: list[Privilege] = field(default_factory=list)
+    before: list[Recipe] = field(default_factory=list)  # the recipes that passed, before each drop
 
     def without(self, members: Sequence[Privilege]) -> Rerun | None:
         """Rerun without these and drop them if it passes; None where no time is left."""
@@ -84,6 +88,7 @@ class _Removal:
             return None
         rerun = self.bench.run(self.current - frozenset(members), f"without {' '.join(m.label for m in members)}")
         if rerun.passed:
+            self.before.append(self.current)
             self.current = rerun.recipe
             self.dropped += members
         elif len(members) == 1:
@@ -115,12 +120,30 @@ class _Removal:
         self.needed |= {m: rerun for m, rerun in alone.items() if not rerun.passed}
         self._drop([m for m, rerun in alone.items() if rerun.passed])
 
+    def confirm(self) -> None:
+        """Run what is left once more, and go back by one drop as long as that fails.
+
+        What a run without a member showed holds for no larger recipe than the one that it was removed from.
+        """
+        while self.before and not _late(self.until):
+            again = self.bench.again(self.current, "once more")
+            if again.passed:
+                return
+            self.current = self.before.pop()
+            back = self.current - again.recipe
+            self.dropped = [member for member in self.dropped if member not in back]
+            if len(back) == 1:
+                self.needed |= dict.fromkeys(back, again)
+            self.needed = {m: rerun for m, rerun in self.needed.items() if rerun.recipe >= self.current - {m}}
+            self.each(sorted((member for member in self.current if member not in self.needed), key=self.ranked))
+
     def _purpose(self, member: Privilege) -> str:
         stand_ins = " ".join(sorted(p.label for p in self.instead.get(member, ())))
         return f"{stand_ins} instead of {member.label}" if stand_ins else f"without {member.label}"
 
     def _replace(self, member: Privilege, stand_in: Rerun) -> None:
         """Go on with another recipe, which is no subset of the one before: nothing is proved of it yet."""
+        self.before.append(self.current)
         self.current = stand_in.recipe
         self.dropped.append(member)
         self.needed.clear()
