@@ -32,6 +32,7 @@ from profiler.model import (
     Requirement,
     Rerun,
     Status,
+    Syscalls,
     Trace,
     Verdict,
 )
@@ -171,19 +172,35 @@ class _Case:
         return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof)
 
     def _passing(self, trace: Trace, bench: Bench, candidates: Sequence[Recipe]) -> Recipe:
-        """A recipe that passes. Where the engine's own filter shall stay, switching it off is none of the ways out."""
-        keeps_filter = self.options.seccomp is Seccomp.DEFAULT
-        broad = self.broad - {UNCONFINED} if keeps_filter else self.broad
+        """A recipe that passes. Where a filter shall stay, switching it off is none of the ways out."""
+        investigate = functools.partial(self._denied, trace)
         try:
-            investigate = functools.partial(self._denied, trace)
-            return passing(bench, candidates, broad, order=weight, investigate=investigate)
+            return passing(bench, candidates, self._ways_out(), order=weight, investigate=investigate)
         except UnverifiedError as error:
-            if not keeps_filter or not bench.run(self.broad, "every privilege and no filter").passed:
+            if self.options.seccomp is Seccomp.UNCONFINED:
                 raise
+            if not bench.run(self.broad, "every privilege and no filter").passed:
+                raise
+            mend = {
+                Seccomp.DEFAULT: "leave --seccomp default out: a profile then opens just these calls",
+                Seccomp.PROFILE: "no profile opens them, as it seems: --seccomp unconfined does without a filter",
+            }
             raise UnverifiedError(
                 "the engine's own seccomp filter denies calls without which the workload fails",
-                "leave --seccomp default out: a profile then opens just these calls",
+                mend[self.options.seccomp],
             ) from error
+
+    def _ways_out(self) -> Recipe:
+        """What may be added blindly where no witness sees what is missing: privileges, and calls to open one by one."""
+        match self.options.seccomp:
+            case Seccomp.UNCONFINED:
+                return self.broad
+            case Seccomp.DEFAULT:
+                return self.broad - {UNCONFINED}
+            case Seccomp.PROFILE:
+                engine_filter = self.sandbox.filter_of(frozenset())
+                denied_calls = EngineFilter(engine_filter).ever_denied() if engine_filter is not None else ()
+                return self.broad - {UNCONFINED} | {Syscalls((name,)) for name in denied_calls}
 
     def _with_optional(self, bench: Bench, understanding: Understanding, proved: Recipe) -> Recipe:
         """`proved` and what else was asked for, rerun; `proved` alone if the workload then fails, as some do."""
