@@ -8,6 +8,7 @@ long as the sample passed (`python tests/by_hand.py find NAME`), and each one th
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import re
 import subprocess
@@ -100,6 +101,55 @@ class Sample:
     def docker_flags(self) -> list[str]:
         """The sample's own flags of `docker run`."""
         return list(self.settings.get("docker", ()))
+
+
+def profile(sample: Sample, manifest: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`capprofile run` with these options on the sample, as a user would call it."""
+    image = images.sample(images.SAMPLES / sample.name)
+    return subprocess.run(
+        [sys.executable, "-m", "profiler.cli", "run", *options, "-o", str(manifest), "--",
+         "docker", "run", "--rm", "--privileged", *sample.docker_flags(), image],
+        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=560,
+    )  # fmt: skip
+
+
+def difference(recipe: dict[str, Any], expected: ByHand) -> str:
+    """In words what the manifest's recipe has too much or too little; empty if it is the expected one."""
+    words = []
+    found_calls = set(recipe.get("syscalls", ()))
+    for what, found, wanted in (
+        ("capability", set(recipe["cap_add"]), set(expected.cap_add)),
+        ("system call", found_calls, set(expected.syscalls)),
+        ("security option", not_filters(recipe["security_opt"]), set(expected.security_opt)),
+        ("sysctl", set(recipe["sysctls"]), set()),
+    ):
+        words += [f"{what} {name} too much" for name in sorted(found - wanted)]
+        words += [f"{what} {name} missing" for name in sorted(wanted - found)]
+    nodes = [device.split(":")[0] for device in recipe["devices"]]
+    words += [f"device {node} too much" for node in nodes if not matches(node, expected.devices)]
+    words += [
+        f"device {wanted} missing" for wanted in expected.devices if not any(matches(n, (wanted,)) for n in nodes)
+    ]
+    return ", ".join(words)
+
+
+def not_filters(options: list[str]) -> set[str]:
+    """The security options but for the profile with the recipe's calls, whose path differs from run to run."""
+    return {option for option in options if not option.startswith("seccomp=") or option == "seccomp=unconfined"}
+
+
+def matches(node: str, patterns: tuple[str, ...]) -> bool:
+    """Whether `node` matches one of the fnmatch(3) `patterns`."""
+    return any(fnmatch.fnmatch(node, pattern) for pattern in patterns)
+
+
+@functools.cache
+def has_apparmor() -> bool:
+    """Whether the engine confines its containers with AppArmor."""
+    listing = subprocess.run(
+        ["docker", "info", "--format", "{{.SecurityOptions}}"], check=True, capture_output=True, text=True
+    )
+    return "name=apparmor" in listing.stdout
 
 
 def read_sample(directory: Path) -> Sample:

@@ -1,5 +1,5 @@
 """Writes the generated parts of README.md and docs/architecture.md: with `--write` what follows from the code, with
-`--record` the example, with `--measure` the table of what tracing costs.
+`--record` the example, with `--measure` the table of what tracing costs, with `--samples` that of the samples' reruns.
 
 A part stands between `<!-- generated: name -->` and `<!-- /generated -->`; `test_readme.py` fails when one is stale.
 Example and table are recorded from real runs (root on a Linux host is needed; measuring takes long), so they are
@@ -144,15 +144,22 @@ def recorded_example() -> str:
     return _code("\n".join(shown))
 
 
-def recorded_benchmarks(rounds: int = 5) -> str:
+def recorded_benchmarks(rounds: int = 3, divide: int = 2) -> str:
     """Run the benchmarks and return their table; a line a round goes to standard error."""
-    words = (sys.executable, str(ROOT / "tests" / "benchmarks"), "--rounds", str(rounds))
+    words = (sys.executable, str(ROOT / "tests" / "benchmarks"), "--rounds", str(rounds), "--divide", str(divide))
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def recorded_samples() -> str:
+    """Profile the samples with and without removal, and return their table; a line a sample goes to standard error."""
+    words = (sys.executable, str(ROOT / "tests" / "benchmarks"), "--samples")
     return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 RECORDED: Mapping[str, tuple[str, Callable[[], str]]] = {
     "example": ("--record", recorded_example),
     "benchmarks": ("--measure", recorded_benchmarks),
+    "samples": ("--samples", recorded_samples),
 }
 
 
@@ -179,7 +186,7 @@ def named_parts(text: str) -> dict[str, str]:
 def main(words: list[str]) -> None:
     """Rewrite README.md and docs/architecture.md; the words may be given together."""
     if not words or set(words) - {"--write", *(word for word, _ in RECORDED.values())}:
-        raise SystemExit("usage: tests/readme.py [--write] [--record] [--measure]")
+        raise SystemExit("usage: tests/readme.py [--write] [--record] [--measure] [--samples]")
     text = README.read_text(encoding="utf-8")
     if "--write" in words:
         text = rewritten(text, PARTS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this very checkout
 
+import bench_samples
 from bench_measure import measure, table
 from bench_work import SMALL, WORKS, scaled
 
@@ -19,7 +20,11 @@ def main(words: list[str]) -> None:
     parser.add_argument("--small", action="store_true", help="a few seconds' worth of work")
     parser.add_argument("--divide", type=int, default=1, metavar="N", help="do the N-th part of the work")
     parser.add_argument("--only", default="", metavar="WORD", help="only works with this word in their name")
+    parser.add_argument("--samples", action="store_true", help="count the samples' reruns instead (needs Docker)")
     given = parser.parse_args(words)
+    if given.samples:
+        sys.stdout.write(bench_samples.table(bench_samples.measure(_tell)))
+        return
     size = SMALL if given.small else scaled(given.divide)
     results = []
     for work in WORKS:

@@ -152,7 +152,7 @@ def test_the_engines_filter_stays_if_asked_even_if_nothing_passes(profiled, tool
 
 
 def test_a_denied_call_that_nobody_watches_is_opened_alone(profiled, tools_image, tmp_path):
-    """clone3(2) is too common to be stopped, and the filter's ENOSYS too common to count; this program insists on it."""
+    """clone3(2) is too common to be stopped, and the filter's ENOSYS too common to count; this one insists."""
     insists = "exec perl -e 'use Errno; syscall(435, 0, 0); exit($!{ENOSYS} ? 1 : 0)'"
     report, _ = profiled(insists, image=tools_image, output=tmp_path / "manifest.json")
     assert members(report) == {"seccomp:clone3"}
