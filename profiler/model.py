@@ -186,6 +186,19 @@ class RawCall:
 
 
 @dataclass(frozen=True)
+class Called:
+    """The system calls of a workload by name, each with the program that was seen to make it first (empty: unknown).
+
+    `lost` counts what was not seen; `foreign` tells of calls by another table than x86-64's (32-bit programs), which
+    are not among these names.
+    """
+
+    programs: Mapping[str, str]
+    lost: int = 0
+    foreign: bool = False
+
+
+@dataclass(frozen=True)
 class Stopped:
     """A service that still ran when it was to be stopped.
 
@@ -204,7 +217,7 @@ class Trace:
     `raw_calls` are the calls that the engine's default filter may deny; `notes` are one-line facts worth showing
     (a nested tracer was seen, an interpreter of 32-bit calls, …). `interrupted` is the time in seconds after which the
     user ended the run with Ctrl-C; None when it ended otherwise. `stopped` is None for a run that ended by itself,
-    `files` as in `Outcome`.
+    `files` as in `Outcome`. `called` is None unless every call was to be seen.
     """
 
     observations: tuple[Observation, ...]
@@ -218,6 +231,7 @@ class Trace:
     interrupted: float | None = None
     stopped: Stopped | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    called: Called | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------

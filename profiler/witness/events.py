@@ -187,11 +187,11 @@ class Decoder:
             committed = formats.own.unpacker("common_pid", "cred").unpack_from
             yield formats.own.id, lambda time, data: _Own(time, (found := committed(data))[0], found[1], 0)
         if formats.newtask:
-            yield formats.newtask.id, _newtask_decoder(formats.newtask)
+            yield formats.newtask.id, newtask_decoder(formats.newtask)
         if formats.fork:
-            yield formats.fork.id, _fork_decoder(formats.fork)
+            yield formats.fork.id, fork_decoder(formats.fork)
         if formats.exec:
-            yield formats.exec.id, _exec_decoder(formats.exec)
+            yield formats.exec.id, exec_decoder(formats.exec)
         if formats.gone:
             gone = formats.gone.unpacker("common_pid").unpack_from
             yield formats.gone.id, lambda time, data: TaskExit(time, gone(data)[0])
@@ -267,30 +267,33 @@ class Decoder:
             out.append(_RawCheck(held[0], pid, cred, target, cap, last == 0, None, info, held_in))
 
 
-def _newtask_decoder(one: EventFormat) -> Callable[[int, bytes], Raw]:
+def newtask_decoder(one: EventFormat) -> Callable[[int, bytes], Fork]:
+    """Decodes `task:task_newtask`: the time and the event's data in, a `Fork` out."""
     read = one.unpacker("common_pid", "pid", "clone_flags").unpack_from
 
-    def decode(time: int, data: bytes) -> Raw:
+    def decode(time: int, data: bytes) -> Fork:
         parent, child, flags = read(data)
         return Fork(time, parent, child, bool(flags & CLONE_THREAD))
 
     return decode
 
 
-def _fork_decoder(one: EventFormat) -> Callable[[int, bytes], Raw]:
+def fork_decoder(one: EventFormat) -> Callable[[int, bytes], Fork]:
+    """The same for `sched:sched_process_fork`, which does not tell threads from processes."""
     read = one.unpacker("common_pid", "child_pid").unpack_from
 
-    def decode(time: int, data: bytes) -> Raw:
+    def decode(time: int, data: bytes) -> Fork:
         parent, child = read(data)
         return Fork(time, parent, child, None)
 
     return decode
 
 
-def _exec_decoder(one: EventFormat) -> Callable[[int, bytes], Raw]:
+def exec_decoder(one: EventFormat) -> Callable[[int, bytes], Exec]:
+    """The same for `sched:sched_process_exec`."""
     read = one.unpacker("filename", "pid", "old_pid").unpack_from
 
-    def decode(time: int, data: bytes) -> Raw:
+    def decode(time: int, data: bytes) -> Exec:
         where, pid, old_pid = read(data)  # __data_loc: the offset in the low 16 bits, the length in the high ones
         name = data[where & 0xFFFF : (where & 0xFFFF) + (where >> 16)].rstrip(b"\0")
         return Exec(time, pid, old_pid, name.decode("utf-8", "surrogateescape"))

@@ -8,7 +8,9 @@ or `kprobe_events` removes everybody's.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import re
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from profiler.kernel import namespaces
 TRACEFS = Path("/sys/kernel/tracing")
 DEBUGFS_TRACEFS = Path("/sys/kernel/debug/tracing")
 REMOVAL_SECONDS = 5.0
+_STAT = re.compile(r"^(overrun|commit overrun|dropped events): (\d+)$", re.MULTILINE)
 
 
 def write(path: Path, text: str) -> None:
@@ -55,6 +58,15 @@ def tracefs() -> Path:
     return TRACEFS
 
 
+def own_name(root: Path) -> str:
+    """A name for one more instance of this process: its tag, with a number where there is one already."""
+    tag = leftovers.owner_tag()
+    taken = {path.name for path in (root / "instances").glob(f"{tag}*")}
+    return next(
+        name for number in itertools.count(1) if (name := tag if number == 1 else f"{tag}-{number}") not in taken
+    )
+
+
 class Instance:
     """`instances/NAME` below `root`. HostError when the kernel refuses to make it (lockdown, no privilege)."""
 
@@ -83,6 +95,15 @@ class Instance:
     def event(self, name: str) -> bool:
         """Whether the event (`system/name`) exists."""
         return (self.path / "events" / name / "format").exists()
+
+    def lost(self) -> dict[str, int]:
+        """What the ring buffer could not keep, by the kernel's name for it (per_cpu/*/stats); empty: nothing."""
+        found: dict[str, int] = {}
+        for stats in (self.path / "per_cpu").glob("cpu*/stats"):
+            for name, count in _STAT.findall(stats.read_text(encoding="utf-8")):
+                if int(count):
+                    found[name] = found.get(name, 0) + int(count)
+        return found
 
     def remove(self) -> None:
         """Stop recording and remove the instance with its buffers, events' triggers included."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -45,7 +44,6 @@ RETURN_PROBE = "r128:{group}/answer cap_capable ret=$retval:s32\n"  # at most 12
 
 # There is one kernel: its functions are read for the first trace, and again only when a module came or went.
 _SYMBOLS = Symbols()
-_STAT = re.compile(r"^(overrun|commit overrun|dropped events): (\d+)$", re.MULTILINE)
 
 
 def probe() -> str | None:
@@ -133,11 +131,7 @@ class CheckWitness:
         self.close()
 
     def _prepare(self) -> None:
-        name = tag = leftovers.owner_tag()
-        number = 1
-        while (self._root / "instances" / name).exists():  # another witness of this process
-            number += 1
-            name = f"{tag}-{number}"
+        name = tracing.own_name(self._root)
         self._instance = made = Instance(self._root, name)
         made.write("tracing_on", "0")
         made.write("trace_clock", "mono")  # the clock of time.monotonic_ns()
@@ -325,12 +319,8 @@ class CheckWitness:
         """What was not seen, counted by name; empty when nothing was lost. Still answers after `close`."""
         if self._instance is None:
             return dict(self._losses)
-        found: dict[str, int] = {}
-        for stats in (self._instance.path / "per_cpu").glob("cpu*/stats"):
-            for name, count in _STAT.findall(stats.read_text(encoding="utf-8")):
-                if int(count):
-                    key = {"overrun": "overwritten events", "commit overrun": "nested events"}.get(name, name)
-                    found[key] = found.get(key, 0) + int(count)
+        words = {"overrun": "overwritten events", "commit overrun": "nested events"}
+        found = {words.get(name, name): count for name, count in self._instance.lost().items()}
         if not found and self._decoder.missed:
             found["overwritten events"] = self._decoder.missed
         if self._decoder.stackless:
