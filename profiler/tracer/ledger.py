@@ -9,8 +9,9 @@ examples of one kind are merged into one.
 
 from __future__ import annotations
 
+import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from profiler.model import Observation, Process
@@ -61,6 +62,7 @@ class Ledger:
     paths are kept of one kind of call (same program, call, result and checks), `entries` how many entries in all;
     what is beyond is merged into the kind's entry, which keeps the first one's arguments. `carried` tells what the
     kernel compared for an executed file's own capabilities; it is called by `feed`, soon after the file was executed.
+    `absent` are calls that this kernel answers with ENOSYS.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class Ledger:
         examples: int = EXAMPLES,
         entries: int = ENTRIES,
         carried: Callable[[Exec], Signature] = lambda _: (),
+        absent: Container[str] = (),
     ) -> None:
         self._lock = threading.Lock()
         self._processes = Processes(gate)
         self._examples = examples
         self._limit = entries
         self._carried = carried
+        self._absent = absent
         self._pending: dict[int, list[_Entry]] = {}
         self._entries: dict[_Key, _Entry] = {}
         self._of_kind: dict[_Key, int] = {}
@@ -97,6 +101,9 @@ class Ledger:
         """
         with self._lock:
             pending = _Entry(name, args, path, self._processes.tell(time_ns, pid, process), (), time_ns)
+            if name in self._absent:
+                self._close(pending, -errno.ENOSYS)
+                return
             queue = self._pending.get(pid)
             if queue is None:
                 self._pending[pid] = [pending]

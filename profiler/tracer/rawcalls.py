@@ -6,6 +6,7 @@ no filter can look behind them.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Container, Sequence
 from typing import Final
@@ -34,11 +35,11 @@ class _Entry:
 
 
 class RawCalls:
-    """`call` and `feed` may run on two threads. `without_result` are calls whose end the witness does not show."""
+    """`call` and `feed` may run on two threads. `absent` are calls that this kernel answers with ENOSYS."""
 
-    def __init__(self, without_result: Container[str] = (), *, witnessed: bool = True) -> None:
+    def __init__(self, absent: Container[str] = (), *, witnessed: bool = True) -> None:
         self._lock = threading.Lock()
-        self._without_result = without_result
+        self._absent = absent
         self._witnessed = witnessed
         self._entries: dict[tuple[str, int, Registers], _Entry] = {}
         self._distinct: dict[str, int] = {}
@@ -54,7 +55,9 @@ class RawCalls:
             self.total += 1
             entry = self._entry(name, number, args, process)
             entry.count += 1
-            if self._witnessed and name not in self._without_result:
+            if name in self._absent:
+                entry.result = -errno.ENOSYS
+            elif self._witnessed:
                 queue = self._pending.setdefault(pid, [])
                 queue.append((time_ns, entry))
                 if len(queue) > _PENDING:

@@ -8,6 +8,7 @@ shall not go on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 import threading
@@ -17,14 +18,14 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Final, Self
 
-from profiler.catalogue.calls import catalogue
+from profiler.catalogue.calls import FOREIGN, catalogue, number_of
 from profiler.errors import HostError
 from profiler.harness.interface import Service, TracedRun
 from profiler.kernel.bpf import assemble
 from profiler.kernel.capabilities import sets_of
 from profiler.kernel.notify import Listener
 from profiler.kernel.steer import Steered
-from profiler.model import Outcome, Process, Stopped, Trace
+from profiler.model import Called, Outcome, Process, Stopped, Trace
 from profiler.signals import Ended
 from profiler.tracer.devices import DeviceWatch
 from profiler.tracer.executed import ExecutedFiles
@@ -33,6 +34,7 @@ from profiler.tracer.process import Callers
 from profiler.tracer.rawcalls import RawCalls
 from profiler.tracer.recorder import Progress, Recorder
 from profiler.tracer.stopper import STOP_SECONDS, Stopper, broken_off
+from profiler.witness.called import CallWitness
 from profiler.witness.events import Event, Exec, Fork
 from profiler.witness.tracefs import CheckWitness
 
@@ -42,6 +44,12 @@ LINGER_SECONDS: Final = 10.0  # for processes that outlive the run itself
 SWITCH_SECONDS: Final = 0.0002
 # Calls that steering itself makes before anybody answers the listener: they must not be notified.
 STEERING: Final = frozenset({"close"})
+# What a 32-bit program calls at its start or at its end: an event of raw_syscalls does not say whose table it is from.
+SIGNS_OF_FOREIGN: Final = frozenset(
+    number
+    for name in ("brk", "set_thread_area", "exit", "exit_group")
+    if (number := number_of(name, FOREIGN)) is not None
+)
 NR_PRCTL: Final = 157  # asm/unistd_64.h
 PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
 
@@ -57,6 +65,7 @@ def trace(
     service: Service | None = None,
     on_progress: Progress | None = None,
     interruptible: Interruptible = contextlib.nullcontext,
+    every_call: bool = False,
 ) -> Trace:
     """Trace `run`, which is held at its gate, to its end, and close it.
 
@@ -64,13 +73,14 @@ def trace(
     as its engine would when it says so; any other workload after `timeout` seconds, and then the trace counts a loss.
     `on_progress(seconds, calls)` is called about once a second, on another thread. An interruption while the workload
     runs (`interruptible`) ends the run and not us; but a workload that dies of it takes us along (`Ended`).
+    `every_call`: the trace names every system call that was made (`Trace.called`), whether or not it is stopped.
     Raises ProfilerError (ExecutionError, TraceeEndedError, HostError) and whatever a thread of ours failed with; the
     workload is then killed and nothing of it is left.
     """
     with ExitStack() as stack:
         stack.callback(run.close)
         stack.enter_context(_quick_switches())
-        session = stack.enter_context(_Session(run, extra_calls - STEERING, on_progress))
+        session = stack.enter_context(_Session(run, extra_calls - STEERING, on_progress, every_call))
         session.steer()
         outcome = session.live(timeout, service, interruptible)
         return session.trace(outcome)
@@ -106,7 +116,9 @@ class _Family:
 class _Session:
     """What one traced run holds. A context manager: leaving it with an exception kills the workload."""
 
-    def __init__(self, run: TracedRun, extra_calls: frozenset[str], on_progress: Progress | None) -> None:
+    def __init__(
+        self, run: TracedRun, extra_calls: frozenset[str], on_progress: Progress | None, every_call: bool
+    ) -> None:
         self._run = run
         self._pid = run.caught.pid
         self._extra_calls = extra_calls
@@ -114,6 +126,8 @@ class _Session:
         self._stack = ExitStack()
         self._steered: Steered | None = None
         self._witness: CheckWitness | None = None
+        self._every_call = every_call
+        self._calls: CallWitness | None = None
         self._losses: dict[str, int] = {}
         self._notes: list[str] = []
         self._family = _Family(self._pid)
@@ -165,13 +179,18 @@ class _Session:
         self._steered = steered = Steered.seize(self._pid)
         self._stack.callback(steered.detach)
         executed = self._stack.enter_context(ExecutedFiles(self._pid))
-        self._ledger = Ledger(self._pid, carried=executed.checks)
         self._witness = witness = self._open_witness()
+        absent = witness.absent if witness else frozenset()
+        self._ledger = Ledger(self._pid, carried=executed.checks, absent=absent)
         known = catalogue()
-        program = assemble(known.rules(self._extra_calls), foreign_numbers=known.foreign_numbers())
+        foreign = known.foreign_numbers()
+        if self._every_call:
+            self._calls = self._stack.enter_context(CallWitness())
+            foreign |= SIGNS_OF_FOREIGN
+        program = assemble(known.rules(self._extra_calls), foreign_numbers=foreign)
         self._callers = self._stack.enter_context(Callers(self._pid))
         self._devices = self._stack.enter_context(DeviceWatch(self._pid, self._who))
-        self._raw = RawCalls(witness.without_exit if witness else (), witnessed=witness is not None)
+        self._raw = RawCalls(absent, witnessed=witness is not None)
         self._allow_filter(steered)
         listener = Listener(steered.install_filter(program))
         self._recorder = Recorder(
@@ -220,6 +239,8 @@ class _Session:
             self._witness.arm(self._pid)
             self._witness.start(self._feed, self._raw.awaiting)
         self._steered.execute(caught.argv, caught.env)
+        if self._calls is not None:  # it is stopped before its first instruction
+            self._calls.start(self._pid, self._callers.of(self._pid).exe)
         self._recorder.record()
         self._began = time.monotonic()
 
@@ -313,7 +334,14 @@ class _Session:
             self._interrupted,
             self._stopped,
             outcome.files,
+            self._called(),
         )
+
+    def _called(self) -> Called | None:
+        if self._calls is None:
+            return None
+        called = self._calls.finish()
+        return dataclasses.replace(called, foreign=called.foreign or self._recorder.foreign)
 
     def _complete(self, process: Process) -> Process | None:
         """Who used a device: None for a process that is not the workload's (a node may be shared with the host)."""

@@ -78,8 +78,9 @@ def _kind(root: Path) -> str:
 class CheckWitness:
     """A context manager over a trace instance named after this process. One thread reads.
 
-    `calls` are the system calls (table names) whose ends shall be seen; `without_exit` those of them for which this
-    kernel has no such event. `buffer_kib` is a processor's buffer. HostError on entering where checks cannot be seen.
+    `calls` are the system calls (table names) whose ends shall be seen; `absent` those of them that this kernel does
+    not have (it makes an event of each call that it implements: SYSCALL_METADATA of include/linux/syscalls.h).
+    `buffer_kib` is a processor's buffer. HostError on entering where checks cannot be seen.
     """
 
     probe = staticmethod(probe)
@@ -101,7 +102,7 @@ class CheckWitness:
         self._losses: dict[str, int] = {}
         self._instance: Instance | None = None
         self.kind = ""
-        self.without_exit: tuple[str, ...] = ()
+        self.absent: frozenset[str] = frozenset()
 
     @classmethod
     def clean_leftovers(cls) -> list[str]:
@@ -173,7 +174,8 @@ class CheckWitness:
         if stack is None or checks is None:
             raise HostError("this kernel records no stacks with its trace events", "use one with CONFIG_STACKTRACE")
         exits = {name: one(f"syscalls/sys_exit_{kernel_name(name)}") for name in self._calls}
-        self.without_exit = tuple(name for name, format_ in exits.items() if format_ is None)
+        if any(exits.values()):  # otherwise it makes no such events at all
+            self.absent = frozenset(name for name, format_ in exits.items() if format_ is None)
         newtask, exec_, gone = (one(event) for event in TASK_EVENTS)
         return Formats(
             stack=stack,

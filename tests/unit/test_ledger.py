@@ -1,5 +1,6 @@
 """The ledger's joins and bounds, fed by hand."""
 
+import errno
 import threading
 import time
 import tracemalloc
@@ -83,6 +84,12 @@ def test_a_call_without_an_exit_event_ends_with_the_next_one():
     chown(ledger, 20, "2")
     ledger.feed([Check(11, NOBODY, CHOWN), Check(21, NOBODY, CHOWN), Exit(22, NOBODY, "chown", 0)])
     assert seen(ledger) == [("chown", ("1",), None, ("CHOWN",), 1), ("chown", ("2",), 0, ("CHOWN",), 1)]
+
+
+def test_a_call_that_the_kernel_does_not_have_has_failed():
+    ledger = Ledger(absent={"chown"})
+    chown(ledger, 10, "1")
+    assert seen(ledger) == [("chown", ("1",), -errno.ENOSYS, (), 1)]
 
 
 def test_exec_has_succeeded_when_another_program_runs():

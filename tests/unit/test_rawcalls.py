@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from profiler.model import Process, RawCall
 from profiler.tracer.rawcalls import DISTINCT, RawCalls
 from profiler.witness.events import Exit, Fork, TaskExit
@@ -31,6 +33,13 @@ def test_results_come_from_the_ends_of_calls_and_a_success_outweighs_failures() 
     raw.feed([Fork(1, 5, 6, False), Exit(5, 5, "kill", -1), Exit(12, 5, "kill", 0), Exit(22, 5, "kill", -3)])
     raw.feed([Exit(23, 6, "chown", 0), Exit(24, 6, "kill", -512), Exit(25, 9, "kill", 0)])
     assert [(call.args[0], call.result, call.count) for call in raw.finish()] == [(1, 0, 2), (2, None, 1)]
+
+
+def test_a_call_that_the_kernel_does_not_have_has_failed() -> None:
+    raw = RawCalls(absent={"init_module"})
+    raw.call(1, "init_module", 175, registers(), time_ns=10, process=WHO)
+    assert [call.result for call in raw.finish()] == [-errno.ENOSYS]
+    assert 1 not in raw.awaiting
 
 
 def test_a_thread_that_ended_owes_no_result() -> None:
