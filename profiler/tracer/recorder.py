@@ -84,6 +84,7 @@ class Recorder:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self.recording = False
+        self.foreign = False  # whether a call by the 32-bit table was seen
         self.failure: BaseException | None = None
         listener.wake_on(self._wake)
         if devices.fd is not None:
@@ -172,6 +173,7 @@ class Recorder:
                 aside(notification, call, process)
             number: int | None = notification.number
             if notification.arch == AUDIT_ARCH_I386:
+                self.foreign = True
                 self._note(f"{process.exe} makes 32-bit system calls: most of their arguments are not decoded")
                 number = number_of(call.name)  # an engine's filter is asked by x86-64 numbers
             self._ledger.call(pid, now, call.name, call.args, call.path, process)
