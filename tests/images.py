@@ -78,9 +78,9 @@ def userland(name: str, packages: tuple[str, ...], hooks: tuple[str, ...] = ()) 
     `hooks` are shell commands that finish the tree, which each finds in its first argument (mmdebstrap's customize
     hooks); apt of this machine still reaches the suite's packages there by way of MMDEBSTRAP_APT_CONFIG.
     """
-    suite, sources = host_suite(), host_sources()
+    suite = host_suite()
     tag = _tag(name, suite.encode(), *map(str.encode, (*packages, *hooks)))
-    return _built_once(tag, lambda: _import(tag, functools.partial(_bootstrap, suite, sources, packages, hooks)))
+    return _built_once(tag, lambda: _import(tag, functools.partial(_bootstrap, suite, packages, hooks)))
 
 
 def sample(directory: Path) -> str:
@@ -207,7 +207,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _bootstrap(suite: str, sources: str, packages: tuple[str, ...], hooks: tuple[str, ...], archive: Path) -> None:
+def _bootstrap(suite: str, packages: tuple[str, ...], hooks: tuple[str, ...], archive: Path) -> None:
+    sources = host_sources()  # asked for no sooner: who has the image needs no source
     # APT's own way to its sources (proxies, certificates) is the machine's affair: handed on as it is, and removed from
     # the image afterwards together with the sources.
     acquire = [line for line in _run(["apt-config", "dump", "Acquire"]).decode().splitlines() if '""' not in line]
