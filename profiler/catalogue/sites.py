@@ -265,10 +265,12 @@ SITES: tuple[Site, ...] = (
 
 # Calls that programs make on the chance: refused by an engine's filter they go another way. Placement of memory
 # (libnuma), another way of I/O (liburing's users, libuv), another way to tell mounts and files apart (systemd,
-# util-linux, Mesa), hanging up one's own terminal (login), a session keyring of one's own (pam_keyinit; runc insists).
+# util-linux, Mesa), hanging up one's own terminal (login), a session keyring of one's own (pam_keyinit; runc insists),
+# a faster way to a tracee's memory (strace, gdb and libunwind read it word by word instead).
 ON_THE_CHANCE: frozenset[str] = frozenset(
     {
         "get_mempolicy", "set_mempolicy", "mbind", "set_mempolicy_home_node", "migrate_pages", "move_pages",
         "io_uring_setup", "io_uring_enter", "io_uring_register", "name_to_handle_at", "kcmp", "vhangup", "keyctl",
+        "process_vm_readv",
     }
 )  # fmt: skip
