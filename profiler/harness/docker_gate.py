@@ -104,6 +104,15 @@ def await_gate(engine: Engine, container: str, child: subprocess.Popen[bytes] | 
     raise elsewhere()
 
 
+def environment_of(pid: int) -> tuple[str, ...]:
+    """The environment that `pid` was executed with (proc_pid_environ(5)), bytes that are no UTF-8 included."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError as error:
+        raise HostError("the container ended at its gate", "another program stopped it: run again") from error
+    return tuple(os.fsdecode(entry) for entry in content.split(b"\0") if entry)
+
+
 def elsewhere() -> HostError:
     """The error for an engine that does not share this host's processes and files."""
     return HostError(

@@ -25,6 +25,7 @@ from profiler.harness.docker_files import Produced
 from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of
 from profiler.harness.docker_gate import (
     await_gate,
+    environment_of,
     gate_flags,
     make_state_directory,
     remove_state_directory,
@@ -228,6 +229,19 @@ class DockerSandbox:
             finally:
                 self._reruns.discard(container)
 
+    @contextmanager
+    def rehearse(self, recipe: Recipe) -> Iterator[tuple[int, int]]:
+        """See `Sandbox`. An init of the engine's own (`--init`) is ended as by `docker stop`, its gate with it."""
+        engine = self._engine
+        hidden = {"entrypoint", "tty"} if self._run.is_set("interactive") else {"entrypoint"}
+        words = self._create_words(self._run.without(hidden), recipe, gate_flags(self._gate), command=False)
+        with throwaway(engine, words) as container:
+            engine.start(container)
+            init, gate = await_gate(engine, container)
+            yield init, gate
+            if init != gate:
+                engine.stop(container)
+
     def abort(self) -> None:
         """See `Sandbox`. A container that is about to be started must not be: they are removed, not only killed."""
         self._aborted = True
@@ -338,7 +352,7 @@ class DockerSandbox:
         return frozenset({"tty"}) if refuses else frozenset()
 
     def _caught(self, container: str, gate: int, argv: tuple[str, ...], user: str) -> Caught:
-        env = _environment(gate)
+        env = environment_of(gate)
         if is_root(user):
             return Caught(gate, argv, env)
         found = account(Path(f"/proc/{gate}/root"), user, self._run.values("group-add"))
@@ -369,15 +383,6 @@ class DockerSandbox:
         else:
             with self._spool.replay() as again:
                 yield again
-
-
-def _environment(pid: int) -> tuple[str, ...]:
-    """The environment that `pid` was executed with (proc_pid_environ(5)), bytes that are no UTF-8 included."""
-    try:
-        content = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError as error:
-        raise HostError("the container ended at its gate", "another program stopped it: run again") from error
-    return tuple(os.fsdecode(entry) for entry in content.split(b"\0") if entry)
 
 
 def _client_options(run: DockerRun) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -101,6 +102,13 @@ class Sandbox(Protocol):
 
         After `timeout` seconds it is killed. A `service` is watched instead, and killed when that says so.
         `slot` tells parallel reruns apart. Standard input is replayed from what the first run read.
+        """
+
+    def rehearse(self, recipe: Recipe) -> AbstractContextManager[tuple[int, int]]:
+        """Start the workload's container exactly as `rerun` does, but for the program, which is the gate and stays it.
+
+        Gives the pids of its first process and of the gate; the container is ended and removed with the block. Raises
+        HostError where no engine starts anything.
         """
 
     def health_check(self) -> bool:

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -119,6 +119,10 @@ class NativeSandbox:
         finally:
             self._reruns.discard(helper)
             helper.close()
+
+    def rehearse(self, recipe: Recipe) -> AbstractContextManager[tuple[int, int]]:
+        """There is no engine whose runtime could be watched."""
+        raise HostError("the embedded sandbox has no engine", "profile a docker run")
 
     def abort(self) -> None:
         """See `Sandbox`."""
