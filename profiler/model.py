@@ -217,7 +217,8 @@ class Trace:
     `raw_calls` are the calls that the engine's default filter may deny; `notes` are one-line facts worth showing
     (a nested tracer was seen, an interpreter of 32-bit calls, …). `interrupted` is the time in seconds after which the
     user ended the run with Ctrl-C; None when it ended otherwise. `stopped` is None for a run that ended by itself,
-    `files` as in `Outcome`. `called` is None unless every call was to be seen.
+    `files` as in `Outcome`. `called` is None unless every call was to be seen. `sysctls` are the parameters of its own
+    namespaces that it opened to write, with their last values.
     """
 
     observations: tuple[Observation, ...]
@@ -232,6 +233,7 @@ class Trace:
     stopped: Stopped | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     called: Called | None = None
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------------------------------------------------

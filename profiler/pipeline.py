@@ -33,6 +33,7 @@ from profiler.model import (
     Rerun,
     Status,
     Syscalls,
+    Sysctl,
     Trace,
     Verdict,
 )
@@ -299,7 +300,11 @@ class _Case:
             verdict=dataclasses.replace(verdict, optional=optional),
             docker_args=self.sandbox.docker_args(verdict.recipe),
             docker_command=self.sandbox.docker_command(verdict.recipe),
-            safer=advice(r.requirement for r in requirements if r.status is not Status.OPTIONAL),
+            safer=advice(
+                r.requirement
+                for r in requirements
+                if r.status is not Status.OPTIONAL and not isinstance(r.privilege, Sysctl)
+            ),
             notes=(*self.sandbox.notes(), *trace.notes),
             warnings=self.sandbox.cautions(),
         )

@@ -9,6 +9,7 @@ from profiler.harness.interface import Sandbox
 from profiler.model import Capability, Doubt, Recipe, Requirement, SecurityOption, Syscalls, Trace
 from profiler.options import Seccomp
 from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements
+from profiler.synthesizer.parameters import with_sysctls
 from profiler.synthesizer.pools import pools_of
 from profiler.synthesizer.reduce import reduce
 from profiler.synthesizer.requirements import requirements, seccomp_requirements
@@ -19,18 +20,23 @@ UNCONFINED = SecurityOption("seccomp=unconfined")
 
 
 class Understanding:
-    """The requirements of one trace. `requirements` grows by what the engine's own filter denies a recipe's run."""
+    """The requirements of one trace. They grow by what the engine's own filter denies a recipe's run."""
 
     def __init__(self, sandbox: Sandbox, grantable: frozenset[str], trace: Trace, seccomp: Seccomp) -> None:
         self._sandbox = sandbox
         self._trace = trace
         self._seccomp = seccomp
         confined = bool(sandbox.image()[0])
-        self.requirements: tuple[Requirement, ...] = requirements(
+        self._rows: tuple[Requirement, ...] = requirements(
             trace, grantable, pools_of(trace, present), confined=confined
         )
         if APPARMOR_UNCONFINED in sandbox.broad():
-            self.requirements += apparmor_requirements(trace.observations)
+            self._rows += apparmor_requirements(trace.observations)
+
+    @property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """Every requirement, with all that may meet it."""
+        return with_sysctls(self._rows, self._trace.sysctls)
 
     def recipe(self, up_to: Doubt) -> Recipe:
         """The least dangerous recipe that meets every requirement of at most this doubt, the filter's included.
@@ -38,8 +44,8 @@ class Understanding:
         An engine's filter opens calls with the capabilities that are granted, so what it denies is known only once the
         capabilities are.
         """
-        self._ask_filter(reduce(self.requirements, weight, up_to=up_to))
-        return reduce(self.requirements, weight, up_to=up_to)
+        self._ask_filter(reduce(self._rows, weight, up_to=up_to))
+        return reduce(self._rows, weight, up_to=up_to)
 
     def _ask_filter(self, recipe: Recipe) -> None:
         program = self._sandbox.filter_of(frozenset(p.name for p in recipe if isinstance(p, Capability)))
@@ -48,7 +54,7 @@ class Understanding:
         rows = seccomp_requirements(missing_calls(EngineFilter(program), self._trace.raw_calls))
         if self._seccomp is Seccomp.UNCONFINED:
             rows = tuple(dataclasses.replace(row, alternatives=(frozenset({UNCONFINED}),)) for row in rows)
-        self.requirements = tuple(row for row in self.requirements if not _is_of_filter(row)) + rows
+        self._rows = tuple(row for row in self._rows if not _is_of_filter(row)) + rows
 
 
 def _is_of_filter(requirement: Requirement) -> bool:

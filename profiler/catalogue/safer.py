@@ -1,16 +1,28 @@
 """What is safer than the privilege: known alternatives, shown beside the recipe with their flag and the reason.
 
 Each row matches one piece of a requirement's evidence; every condition that a row has must hold for the same piece.
-Regular expressions are searched, not anchored. `{path}` and `{port}` in a flag come from the evidence.
+Regular expressions are searched, not anchored. `{path}`, `{port}`, `{key}` and `{value}` in a flag come from the
+requirement.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from profiler.model import Capability, Device, DeviceClass, DeviceUse, Observation, Privilege, RawCall, Requirement
+from profiler.model import (
+    Capability,
+    Device,
+    DeviceClass,
+    DeviceUse,
+    Observation,
+    Privilege,
+    RawCall,
+    Requirement,
+    Sysctl,
+)
 
 
 @dataclass(frozen=True)
@@ -121,8 +133,8 @@ ALTERNATIVES: tuple[Alternative, ...] = (
     ),
     Alternative(
         id="sysctl",
-        text="let the engine set the parameter",
-        flag="--sysctl {key}=VALUE",
+        text="let the engine set the parameter, and leave it out of the workload",
+        flag="--sysctl {key}={value}",
         reason="the engine writes namespaced parameters before the workload starts; /proc/sys can stay read-only",
         path=r"^/proc/sys/(net|kernel/(shm|msg|sem)|fs/mqueue)",
     ),
@@ -253,14 +265,22 @@ def _port(piece: Observation | DeviceUse | RawCall) -> int | None:
     return int(found[1]) if found else None
 
 
-def _flag(row: Alternative, piece: Observation | DeviceUse | RawCall) -> str:
-    """The row's flag with what the evidence fills in; where it has nothing to fill in, a word in capitals."""
+def _flag(row: Alternative, piece: Observation | DeviceUse | RawCall, requirement: Requirement) -> str:
+    """The row's flag with what is known filled in; where nothing is, a word in capitals."""
     path = (piece.path if isinstance(piece, Observation | DeviceUse) else None) or "PATH"
     key = path.removeprefix(_SYSCTLS).replace("/", ".")
     port = _port(piece)
-    return (
-        row.flag.replace("{path}", path).replace("{port}", "PORT" if port is None else str(port)).replace("{key}", key)
-    )
+    values = [m.value for a in requirement.alternatives for m in a if isinstance(m, Sysctl) and m.key == key]
+    filled = {
+        "{path}": path,
+        "{port}": "PORT" if port is None else str(port),
+        "{key}": key,
+        "{value}": shlex.quote(values[0]) if values else "VALUE",
+    }
+    flag = row.flag
+    for name, value in filled.items():
+        flag = flag.replace(name, value)
+    return flag
 
 
 def advice(requirements: Iterable[Requirement]) -> tuple[Advice, ...]:
@@ -272,14 +292,14 @@ def advice(requirements: Iterable[Requirement]) -> tuple[Advice, ...]:
     found: list[Advice] = []
     for row in ALTERNATIVES:
         pieces = [
-            piece
+            (piece, requirement)
             for requirement in wanted
             if _holds(requirement, row)
             for piece in requirement.evidence
             if _matches(row, piece)
         ]
         if "{port}" in row.flag:
-            pieces = sorted(pieces, key=lambda piece: (_port(piece) is None, _port(piece) or 0))[:1]
-        flags = list(dict.fromkeys(_flag(row, piece) for piece in pieces))
+            pieces = sorted(pieces, key=lambda pair: (_port(pair[0]) is None, _port(pair[0]) or 0))[:1]
+        flags = list(dict.fromkeys(_flag(row, *pair) for pair in pieces))
         found += [Advice(row.text, flag, row.reason) for flag in flags[:_EXAMPLES]]
     return tuple(found)

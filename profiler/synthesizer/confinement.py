@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from profiler.catalogue.apparmor import DENIED_CALLS, DENIED_WRITES
+from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.model import Doubt, Observation, Requirement, SecurityOption
-from profiler.synthesizer.requirements import EXAMPLES, OPENS_FOR_WRITING
+from profiler.synthesizer.requirements import EXAMPLES
 
 APPARMOR_UNCONFINED = SecurityOption("apparmor=unconfined")
 

@@ -49,9 +49,8 @@ def stand_ins(requirements: Iterable[Requirement], recipe: Recipe, weight: Weigh
             continue
         (member,) = met[0]
         lightest = min(others, key=lambda alternative: sum(weight(p) for p in alternative))
-        if sum(weight(p) for p in lightest - recipe) < weight(member):
-            found.setdefault(member, lightest - recipe)
-    return found
+        found[member] = found.get(member, frozenset()) | lightest - recipe
+    return {member: instead for member, instead in found.items() if sum(weight(p) for p in instead) < weight(member)}
 
 
 def _lightest(

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from profiler.catalogue.devices import DISPENSERS
-from profiler.catalogue.paths import MASKED, READ_ONLY, REVEALING_TYPES, ROOT_MAPS
+from profiler.catalogue.paths import MASKED, OPENS_FOR_WRITING, READ_ONLY, REVEALING_TYPES, ROOT_MAPS
 from profiler.catalogue.sites import ON_THE_CHANCE, SITES, Site
 from profiler.catalogue.substitutes import SUBSTITUTES
 from profiler.model import (
@@ -30,7 +30,6 @@ from profiler.model import (
 from profiler.synthesizer.pools import Pools
 
 EXAMPLES = 8
-OPENS_FOR_WRITING = frozenset({"open", "openat", "openat2", "creat"})
 MODE_OF = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}  # which argument is the mode
 UNMASKED = SecurityOption("systempaths=unconfined")
 _LISTED = re.compile(r"(?:permitted|inheritable)=([A-Z][A-Z0-9_,]+)")  # a set of most is rendered as all-…

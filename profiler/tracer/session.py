@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from profiler.catalogue.calls import FOREIGN, catalogue, number_of
+from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.errors import HostError
 from profiler.harness.interface import Service, TracedRun
 from profiler.kernel.bpf import assemble
@@ -34,6 +35,7 @@ from profiler.tracer.process import Callers
 from profiler.tracer.rawcalls import RawCalls
 from profiler.tracer.recorder import Progress, Recorder
 from profiler.tracer.stopper import STOP_SECONDS, Stopper, broken_off
+from profiler.tracer.sysctls import Sysctls
 from profiler.witness.called import CallWitness
 from profiler.witness.events import Event, Exec, Fork
 from profiler.witness.tracefs import CheckWitness
@@ -190,6 +192,7 @@ class _Session:
         program = assemble(known.rules(self._extra_calls), foreign_numbers=foreign)
         self._callers = self._stack.enter_context(Callers(self._pid))
         self._devices = self._stack.enter_context(DeviceWatch(self._pid, self._who))
+        self._sysctls = self._stack.enter_context(Sysctls(self._pid))
         self._raw = RawCalls(absent, witnessed=witness is not None)
         self._allow_filter(steered)
         listener = Listener(steered.install_filter(program))
@@ -335,6 +338,7 @@ class _Session:
             self._stopped,
             outcome.files,
             self._called(),
+            self._sysctls.values(one for one in observations if one.call in OPENS_FOR_WRITING),
         )
 
     def _called(self) -> Called | None:

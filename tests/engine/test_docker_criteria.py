@@ -156,3 +156,16 @@ def test_a_denied_call_that_nobody_watches_is_opened_alone(profiled, tools_image
     insists = "exec perl -e 'use Errno; syscall(435, 0, 0); exit($!{ENOSYS} ? 1 : 0)'"
     report, _ = profiled(insists, image=tools_image, output=tmp_path / "manifest.json")
     assert members(report) == {"seccomp:clone3"}
+
+
+def test_a_parameter_that_is_looked_at_first_is_left_to_the_engine(profiled):
+    mark = "/proc/sys/net/ipv4/conf/all/src_valid_mark"
+    report, _ = profiled(f"[ $(cat {mark}) = 1 ] || echo 1 > {mark} || exit 3")
+    assert members(report) == {"sysctl:net.ipv4.conf.all.src_valid_mark=1"}
+    assert "--sysctl net.ipv4.conf.all.src_valid_mark=1" in " ".join(report.docker_command)
+
+
+def test_a_workload_that_insists_on_writing_a_parameter_gets_it_writable(profiled):
+    report, _ = profiled("echo 1 > /proc/sys/net/ipv4/conf/all/src_valid_mark || exit 3")
+    assert members(report) == {"systempaths=unconfined"}
+    assert "--sysctl net.ipv4.conf.all.src_valid_mark=1" in [advice.flag for advice in report.safer]
