@@ -156,7 +156,8 @@ def capprofile(debug: bool) -> None:
     type=click.Choice([choice.value for choice in Seccomp]),
     default=Seccomp.PROFILE.value,
     show_default=True,
-    help="Calls that the engine's own filter denies: deny them, open just these, or use no filter.",
+    help="Calls that the engine's own filter denies: deny them, open just these, allow what was observed and nothing "
+    "else (Docker only), or use no filter.",
 )
 @click.option(
     "--network",
@@ -265,6 +266,11 @@ def _sandbox(command: tuple[str, ...], options: Options) -> Sandbox:
     for name, given in (("--until-healthy", options.until_healthy), ("--check-inside", options.check_inside)):
         if given:
             raise UsageError(f"{name} needs a container", "profile a docker run, or use --for and --check")
+    if options.seccomp is Seccomp.OBSERVED:
+        raise UsageError(
+            "--seccomp observed needs a container: the embedded sandbox has no filter to verify it with",
+            "profile a docker run, or leave it out",
+        )
     return NativeSandbox(command, cwd=_working_directory(), env=os.environ.copy(), network=options.network.value)
 
 

@@ -75,6 +75,18 @@ class Syscalls:
 
 
 @dataclass(frozen=True, order=True)
+class AllowList:
+    """No privilege but a bound: only these system calls may be made, as far as the recipe's filter allows them."""
+
+    names: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """How the manifest names it."""
+        return "seccomp:observed"
+
+
+@dataclass(frozen=True, order=True)
 class SecurityOption:
     """A `--security-opt` that switches a protection off: `apparmor=unconfined`, `label=disable`,
     `systempaths=unconfined`, `seccomp=unconfined`, `writable-cgroups=true`."""
@@ -100,7 +112,7 @@ class Sysctl:
         return f"sysctl:{self.key}={self.value}"
 
 
-Privilege = Capability | Device | DeviceClass | Syscalls | SecurityOption | Sysctl
+Privilege = Capability | Device | DeviceClass | Syscalls | AllowList | SecurityOption | Sysctl
 Recipe = frozenset[Privilege]
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -321,12 +333,28 @@ class Rerun:
 
 
 @dataclass(frozen=True)
+class Observed:
+    """What an allow-list holds and why: calls of the workload with the program that was seen to make each first, calls
+    that the engine's runtime makes before it, and those that happen or not with timing, each with its reason."""
+
+    workload: Mapping[str, str]
+    runtime: tuple[str, ...]
+    incidental: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, sorted."""
+        return tuple(sorted({*self.workload, *self.runtime, *self.incidental}))
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the reruns showed.
 
     `optional` are privileges that some call asked for, without which the workload still passes, each with what it was
     asked for, `kept` those that the recipe holds all the same; `passes` what a rerun had to fulfil, in words; `minimal`
-    is True only when each member's removal was seen to fail and nothing was lost.
+    is True only when each member's removal was seen to fail and nothing was lost. `observed` says what the recipe's
+    allow-list of system calls holds, where it has one.
     """
 
     recipe: Recipe
@@ -337,6 +365,7 @@ class Verdict:
     denials: Mapping[Privilege, str] = field(default_factory=dict)
     passes: tuple[str, ...] = ()
     kept: Recipe = frozenset()
+    observed: Observed | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class Seccomp(enum.StrEnum):
 
     DEFAULT = "default"  # keep the engine's own filter: a workload that needs more stays unverified
     PROFILE = "profile"  # the engine's own filter plus exactly the missing calls
+    OBSERVED = "observed"  # of that profile only the calls that were observed
     UNCONFINED = "unconfined"  # no filter at all
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from profiler import observing
 from profiler.catalogue.calls import catalogue
 from profiler.catalogue.dangers import weight
 from profiler.catalogue.safer import advice
@@ -24,6 +25,8 @@ from profiler.criteria import (
 from profiler.errors import UnverifiedError
 from profiler.harness.interface import Announce, Sandbox, Service
 from profiler.model import (
+    AllowList,
+    Called,
     Doubt,
     HostFacts,
     Observation,
@@ -38,7 +41,7 @@ from profiler.model import (
     Verdict,
 )
 from profiler.options import Options, Prove, Seccomp
-from profiler.profiles import Profiles, opens_calls, place_of
+from profiler.profiles import Profiles, has_profile, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
 from profiler.synthesizer.denials import denied, refusals
@@ -71,6 +74,8 @@ def profile(sandbox: Sandbox, options: Options, announce: Announce) -> Report:
     with Profiles(sandbox.filter_of) as profiles:
         sandbox.profile_of, sandbox.expected = profiles.path_of, options.expect
         check_health(options, sandbox)
+        if options.seccomp is Seccomp.OBSERVED:
+            observing.check_possible(sandbox)
         case = _Case(sandbox, options, announce, facts, sandbox.broad(), profiles)
         if facts.not_granted:
             announce(f"not granted here, so not profiled: {', '.join(facts.not_granted)}")
@@ -109,7 +114,16 @@ class _Case:
             again = f", run {number} of {self.options.repeat}" if self.options.repeat > 1 else ""
             self.announce(f"tracing the workload with every privilege{again}")
             service = service_of(self.options)
-            traces.append(self._traced(self.broad, service, extra, quiet=number > 1, interruptible=first_interrupt))
+            traces.append(
+                self._traced(
+                    self.broad,
+                    service,
+                    extra,
+                    quiet=number > 1,
+                    interruptible=first_interrupt,
+                    every_call=self.options.seccomp is Seccomp.OBSERVED,
+                )
+            )
             if traces[-1].interrupted is not None:
                 self._interrupted(traces[-1])
             elif self.options.run_for is not None and traces[-1].stopped is None:
@@ -129,6 +143,7 @@ class _Case:
         *,
         quiet: bool = True,
         interruptible: Interruptible = contextlib.nullcontext,
+        every_call: bool = False,
     ) -> Trace:
         return traced(
             self.sandbox.start(recipe, quiet=quiet),
@@ -137,6 +152,7 @@ class _Case:
             service=service,
             on_progress=None if quiet or service is not None else self._hint(),
             interruptible=interruptible,
+            every_call=every_call,
         )
 
     def _hint(self) -> Progress:
@@ -170,7 +186,25 @@ class _Case:
             passes=passes,
             kept=recipe - proof.recipe,
         )
+        if trace.called is not None:
+            trace, verdict = self._narrowed(trace, trace.called, bench, verdict)
         return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof)
+
+    def _narrowed(self, trace: Trace, called: Called, bench: Bench, verdict: Verdict) -> tuple[Trace, Verdict]:
+        """The verdict with an allow-list of the observed calls; where there is none, a note in the trace says why."""
+        recipe, service = verdict.recipe, service_again(self.options, trace)
+
+        def watch() -> Called:
+            again = self._traced(recipe, service, every_call=True).called
+            assert again is not None
+            return again
+
+        found = observing.allow_list(self.sandbox, bench, recipe, called, watch, self.announce)
+        if isinstance(found, str):
+            trace = dataclasses.replace(trace, notes=(*trace.notes, f"no allow-list of the observed calls: {found}"))
+            return trace, dataclasses.replace(verdict, runs=bench.runs)
+        recipe |= {AllowList(found.names)}
+        return trace, dataclasses.replace(verdict, recipe=recipe, runs=bench.runs, observed=found)
 
     def _passing(self, trace: Trace, bench: Bench, candidates: Sequence[Recipe]) -> Recipe:
         """A recipe that passes. Where a filter shall stay, switching it off is none of the ways out."""
@@ -182,13 +216,11 @@ class _Case:
                 raise
             if not bench.run(self.broad, "every privilege and no filter").passed:
                 raise
-            mend = {
-                Seccomp.DEFAULT: "leave --seccomp default out: a profile then opens just these calls",
-                Seccomp.PROFILE: "no profile opens them, as it seems: --seccomp unconfined does without a filter",
-            }
+            mend = "no profile opens them, as it seems: --seccomp unconfined does without a filter"
+            if self.options.seccomp is Seccomp.DEFAULT:
+                mend = "leave --seccomp default out: a profile then opens just these calls"
             raise UnverifiedError(
-                "the engine's own seccomp filter denies calls without which the workload fails",
-                mend[self.options.seccomp],
+                "the engine's own seccomp filter denies calls without which the workload fails", mend
             ) from error
 
     def _ways_out(self) -> Recipe:
@@ -198,7 +230,7 @@ class _Case:
                 return self.broad
             case Seccomp.DEFAULT:
                 return self.broad - {UNCONFINED}
-            case Seccomp.PROFILE:
+            case Seccomp.PROFILE | Seccomp.OBSERVED:
                 engine_filter = self.sandbox.filter_of(frozenset())
                 denied_calls = EngineFilter(engine_filter).ever_denied() if engine_filter is not None else ()
                 return self.broad - {UNCONFINED} | {Syscalls((name,)) for name in denied_calls}
@@ -285,7 +317,7 @@ class _Case:
         left_out = (r for r in requirements if r.status is Status.OPTIONAL and r.privilege not in verdict.kept)
         optional = {r.privilege: asked_for(r.requirement) for r in left_out}
         image, image_id = self.sandbox.image()
-        if opens_calls(verdict.recipe):
+        if has_profile(verdict.recipe):
             place = place_of(self.options.output)
             self.profiles.keep(verdict.recipe, place)
             self.sandbox.profile_path = str(place.absolute())
@@ -336,5 +368,6 @@ def _merged(traces: Sequence[Trace]) -> Trace:
         exit_code=next((t.exit_code for t in traces if t.exit_code), 0),
         notes=tuple(dict.fromkeys(note for trace in traces for note in trace.notes)),
         stopped=next((t.stopped for t in traces if t.stopped is not None), None),
+        called=observing.merged(trace.called for trace in traces),
         interrupted=max((t.interrupted for t in traces if t.interrupted is not None), default=None),
     )

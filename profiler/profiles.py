@@ -1,4 +1,4 @@
-"""Seccomp profiles for recipes with system calls: the engine's own filter plus these calls, as files for docker."""
+"""Seccomp profiles for recipes that say something of calls: the engine's own filter, opened or narrowed, as files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self
 
 from profiler.errors import UsageError
 from profiler.leftovers import STATE, owner_tag
-from profiler.model import Capability, Recipe, Syscalls
+from profiler.model import AllowList, Capability, Recipe, Syscalls
 from profiler.witness.filter import profile_with
 
 
@@ -25,7 +25,7 @@ class Profiles:
     def __init__(self, filter_of: Callable[[frozenset[str]], bytes | None]) -> None:
         self._filter_of = filter_of
         self._directory = STATE / f"{owner_tag()}-seccomp"
-        self._known: dict[tuple[frozenset[str], frozenset[str]], Path] = {}
+        self._known: dict[tuple[frozenset[str], frozenset[str], frozenset[str] | None], Path] = {}
         self._lock = threading.Lock()  # reruns side by side ask at the same time
 
     def __enter__(self) -> Self:
@@ -37,8 +37,8 @@ class Profiles:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def path_of(self, recipe: Recipe) -> str:
-        """A profile for trying `recipe`, which has system calls to open. May be called from several threads."""
-        key = (_capabilities(recipe), _calls(recipe))
+        """A profile for trying `recipe`, which says something of system calls. May be called from several threads."""
+        key = (_capabilities(recipe), _calls(recipe), _only(recipe))
         with self._lock:
             if key not in self._known:
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ class Profiles:
     def _text(self, recipe: Recipe) -> str:
         program = self._filter_of(_capabilities(recipe))
         assert program is not None, "a recipe has calls only where the engine installs a filter"
-        return json.dumps(profile_with(program, _calls(recipe)), indent=2) + "\n"
+        return json.dumps(profile_with(program, _calls(recipe), _only(recipe)), indent=2) + "\n"
 
 
 def _capabilities(recipe: Recipe) -> frozenset[str]:
@@ -70,9 +70,14 @@ def _calls(recipe: Recipe) -> frozenset[str]:
     return frozenset(name for privilege in recipe if isinstance(privilege, Syscalls) for name in privilege.names)
 
 
-def opens_calls(recipe: Recipe) -> bool:
+def _only(recipe: Recipe) -> frozenset[str] | None:
+    lists = [privilege.names for privilege in recipe if isinstance(privilege, AllowList)]
+    return frozenset(name for names in lists for name in names) if lists else None
+
+
+def has_profile(recipe: Recipe) -> bool:
     """Whether `recipe` needs a profile of its own."""
-    return bool(_calls(recipe))
+    return bool(_calls(recipe)) or _only(recipe) is not None
 
 
 def place_of(output: Path | None) -> Path:

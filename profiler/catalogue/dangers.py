@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from profiler.model import Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
+from profiler.model import AllowList, Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ SYSCALLS: dict[str, Danger] = {
 }
 ORDINARY_CALL = Danger(25, "one more system call that the engine's default filter keeps closed")
 
+BOUND = Danger(1, "only takes away")
 SYSCTL = Danger(5, "one parameter of the container's own namespaces")
 
 # A node that cannot be written only leaks: two thirds of its weight.
@@ -229,6 +230,8 @@ def danger(privilege: Privilege) -> Danger:
             worst = max(each, key=lambda entry: entry.weight)
             # Opening several calls is one decision, and never as bad as opening all of them.
             return Danger(min(600, sum(entry.weight for entry in each)), worst.reason)
+        case AllowList():
+            return BOUND
         case SecurityOption(option):
             return SECURITY_OPTIONS.get(option, UNKNOWN_SECURITY_OPTION)
         case Sysctl():

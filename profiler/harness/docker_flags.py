@@ -5,7 +5,7 @@ The order is fixed, so that equal recipes give equal command lines: capabilities
 
 from __future__ import annotations
 
-from profiler.model import Capability, Device, DeviceClass, Recipe, SecurityOption, Syscalls, Sysctl
+from profiler.model import AllowList, Capability, Device, DeviceClass, Recipe, SecurityOption, Syscalls, Sysctl
 
 SECCOMP_UNCONFINED = "seccomp=unconfined"
 
@@ -13,9 +13,9 @@ SECCOMP_UNCONFINED = "seccomp=unconfined"
 def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]:
     """The flags for exactly `recipe`, beginning with `--cap-drop ALL`.
 
-    `profile_path` is the seccomp profile that opens the recipe's `Syscalls` (the docker client reads the file and sends
-    its text). A recipe that switches seccomp off altogether needs no profile. Raises ValueError if the recipe has
-    `Syscalls` and there is no profile: without it the flags would not be this recipe.
+    `profile_path` is the seccomp profile for the recipe's `Syscalls` and `AllowList` (the docker client reads the file
+    and sends its text). A recipe that switches seccomp off altogether needs no profile. Raises ValueError if the recipe
+    needs one and there is none: without it the flags would not be this recipe.
     """
     flags = ["--cap-drop", "ALL"]
     for capability in sorted(p for p in recipe if isinstance(p, Capability)):
@@ -28,14 +28,18 @@ def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]
         flags += ["--device-cgroup-rule", pool.label]
     for option in sorted(p for p in recipe if isinstance(p, SecurityOption)):
         flags += ["--security-opt", option.option]
-    has_syscalls = any(isinstance(p, Syscalls) for p in recipe)
-    if has_syscalls and SecurityOption(SECCOMP_UNCONFINED) not in recipe:
+    if needs_profile(recipe) and SecurityOption(SECCOMP_UNCONFINED) not in recipe:
         if profile_path is None:
             raise ValueError("a recipe with system calls needs the path of its seccomp profile")
         flags += ["--security-opt", f"seccomp={profile_path}"]
     for sysctl in sorted(p for p in recipe if isinstance(p, Sysctl)):
         flags += ["--sysctl", f"{sysctl.key}={sysctl.value}"]
     return tuple(flags)
+
+
+def needs_profile(recipe: Recipe) -> bool:
+    """Whether the recipe says anything of single system calls."""
+    return any(isinstance(p, Syscalls | AllowList) for p in recipe)
 
 
 def _nodes(recipe: Recipe) -> dict[str, str]:

@@ -22,7 +22,7 @@ from profiler.harness import docker_cautions as cautions
 from profiler.harness.docker_arguments import DockerRun, flag_words, parse
 from profiler.harness.docker_engine import Engine
 from profiler.harness.docker_files import Produced
-from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of
+from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of, needs_profile
 from profiler.harness.docker_gate import (
     await_gate,
     environment_of,
@@ -341,8 +341,8 @@ class DockerSandbox:
         return recipe | more, kept
 
     def _profile(self, recipe: Recipe) -> str | None:
-        """The seccomp profile for a recipe that has calls to open."""
-        if not any(isinstance(privilege, Syscalls) for privilege in recipe):
+        """The seccomp profile for a recipe that says anything of calls."""
+        if not needs_profile(recipe):
             return None
         return self.profile_of(recipe) if self.profile_of is not None else self.profile_path
 

@@ -8,7 +8,7 @@ from typing import Any
 from profiler.catalogue.capability_texts import ALLOWS
 from profiler.catalogue.dangers import reason
 from profiler.errors import UsageError
-from profiler.model import Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
+from profiler.model import AllowList, Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
 from profiler.report.evidence import Document, headline, printable, tellingness
 from profiler.report.labels import privilege_of, same_privilege
 from profiler.report.manifest import Manifest
@@ -59,6 +59,8 @@ def _lets(privilege: Privilege) -> str:
             return f"use any device node of {privilege.label}"
         case Syscalls(names):
             return f"make the system calls {', '.join(names)}, which the engine's default filter denies"
+        case AllowList(names):
+            return f"make {len(names)} system calls and no others"
         case SecurityOption(option):
             return f"run with {option}"
         case Sysctl(key, value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from profiler.model import Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
+from profiler.model import AllowList, Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
 
 _CAPABILITY = re.compile(r"[A-Z][A-Z0-9_]*")
 _DEVICE = re.compile(r"(/.*):([rwm]+)", re.DOTALL)
@@ -21,6 +21,8 @@ def privilege_of(label: str) -> Privilege:
         return device_class_of(label)
     if found := _DEVICE.fullmatch(label):
         return Device(found[1], found[2])
+    if label == AllowList(()).label:
+        return AllowList(())
     if label.startswith(_SYSCALLS):
         return Syscalls(tuple(label.removeprefix(_SYSCALLS).split(",")))
     if found := _SYSCTL.fullmatch(label):

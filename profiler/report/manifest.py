@@ -16,7 +16,19 @@ from typing import Any
 from profiler import __version__
 from profiler.catalogue.dangers import weight
 from profiler.errors import UsageError
-from profiler.model import Capability, Device, Privilege, Recipe, SecurityOption, Status, Syscalls, Sysctl, Verdict
+from profiler.model import (
+    AllowList,
+    Capability,
+    Device,
+    Observed,
+    Privilege,
+    Recipe,
+    SecurityOption,
+    Status,
+    Syscalls,
+    Sysctl,
+    Verdict,
+)
 from profiler.report.evidence import clean, document_of
 from profiler.report.interface import JudgedRequirement, Report
 from profiler.report.labels import device_class_of
@@ -85,9 +97,21 @@ def _recipe(report: Report) -> dict[str, Any]:
         "security_opt": parts["security_opt"],
         "sysctls": dict(pair.split("=", 1) for pair in parts["sysctls"] if "=" in pair),
         "syscalls": sorted(calls),
+        "observed": _observed(report.verdict.observed),
         "privileges": labels_of(report.verdict.recipe),
         "docker_args": [clean(word) for word in report.docker_args],
         "docker_command": [clean(word) for word in report.docker_command],
+    }
+
+
+def _observed(observed: Observed | None) -> dict[str, Any] | None:
+    if observed is None:
+        return None
+    return {
+        "syscalls": list(observed.names),
+        "workload": {name: clean(program) for name, program in sorted(observed.workload.items())},
+        "runtime": list(observed.runtime),
+        "incidental": dict(sorted(observed.incidental.items())),
     }
 
 
@@ -280,6 +304,8 @@ class Manifest:
         members |= {Sysctl(key, str(value)) for key, value in parts["sysctls"].items()}
         if parts.get("syscalls"):
             members.add(Syscalls(tuple(parts["syscalls"])))
+        if parts.get("observed"):
+            members.add(AllowList(tuple(parts["observed"]["syscalls"])))
         return frozenset(members)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from profiler.model import Rerun, Status
+from profiler.model import AllowList, Rerun, Status
 from profiler.report.evidence import document_of, headline, printable, tellingness
 from profiler.report.interface import JudgedRequirement, Report
 from profiler.report.lines import setpriv_line, shell_lines, systemd_run_line
@@ -52,7 +52,7 @@ def render(report: Report, *, width: int = PLAIN_WIDTH, colour: bool = False) ->
 
 
 def _head(console: Console, report: Report) -> None:
-    recipe = report.verdict.recipe
+    recipe = [privilege for privilege in report.verdict.recipe if not isinstance(privilege, AllowList)]
     if recipe:
         many = "1 privilege" if len(recipe) == 1 else f"{len(recipe)} privileges"
         console.print(Text(f"{many} instead of all of --privileged", style="bold"))
@@ -115,10 +115,14 @@ def _verification(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _meaning(report: Report) -> Iterator[tuple[str, str]]:
-    """What passing meant, where it was not the exit code alone."""
+    """What passing meant, where it was not the exit code alone, and what an allow-list of calls leaves."""
     passes = report.verdict.passes
     if len(passes) > 1 or report.trace.stopped is not None or report.trace.interrupted is not None:
         yield "", f"a rerun passed if {' and '.join(passes)}"
+    observed = report.verdict.observed
+    if observed is not None:
+        own = len(observed.workload)
+        yield "", f"its seccomp profile allows {len(observed.names)} system calls, {own} of them seen in the workload"
 
 
 def _left_out(report: Report) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 from profiler.catalogue.dangers import weight
 from profiler.model import (
+    AllowList,
     Doubt,
     JudgedRequirement,
     Observation,
@@ -43,7 +44,9 @@ def _members(
             if member not in answered:
                 answered.add(member)
                 yield JudgedRequirement(member, row, _status(member, verdict, proved))
-    for member in sorted(verdict.recipe - answered, key=lambda p: (-weight(p), p.label)):
+    # A bound is asked for by nobody.
+    unanswered = {p for p in verdict.recipe - answered if not isinstance(p, AllowList)}
+    for member in sorted(unanswered, key=lambda p: (-weight(p), p.label)):
         why = verdict.denials.get(member)
         reason = "no witness saw what it is for; without it the workload fails" + (f": {why}" if why else "")
         row = Requirement((frozenset({member}),), reason, Doubt.CERTAIN)

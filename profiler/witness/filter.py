@@ -110,6 +110,16 @@ class EngineFilter:
         """The names of the x86_64 calls that are denied for some arguments at least."""
         return frozenset(name for name, number in numbers("x86_64").items() if self._may_deny(number))
 
+    def ever_allowed(self) -> frozenset[str]:
+        """The names of the x86_64 calls that are allowed for some arguments at least."""
+        return frozenset(name for name, number in numbers("x86_64").items() if self._may_allow(number))
+
+    def _may_allow(self, number: int) -> bool:
+        try:
+            return any(Answer.of(path.answer).allowed for path in self.paths(number))
+        except TooManyPaths:
+            return False  # nor does a profile rebuilt from this filter
+
     def _may_deny(self, number: int) -> bool:
         try:
             return not all(Answer.of(path.answer).allowed for path in self.paths(number))
@@ -163,20 +173,24 @@ _ACTIONS = {
 _FOREIGN = {"i386": ("SCMP_ARCH_X86", bpf.AUDIT_ARCH_I386), "x32": ("SCMP_ARCH_X32", bpf.AUDIT_ARCH_X86_64)}
 
 
-def profile_with(filter_program: bytes, calls: frozenset[str]) -> dict[str, object]:
+def profile_with(filter_program: bytes, calls: frozenset[str], only: frozenset[str] | None = None) -> dict[str, object]:
     """The profile of `rebuild`, where nobody asks in what it is stricter."""
-    return rebuild(filter_program, calls).profile
+    return rebuild(filter_program, calls, only).profile
 
 
-def rebuild(filter_program: bytes, calls: frozenset[str]) -> Rebuilt:
+def rebuild(filter_program: bytes, calls: frozenset[str], only: frozenset[str] | None = None) -> Rebuilt:
     """A profile that answers as the filter does and allows `calls` whatever their arguments.
 
     The filter is followed on every path for every call that has a name. What cannot be said in a profile's terms is
     denied and named in `stricter`; nothing but `calls` is ever allowed that the filter denies. (On i386 and x32, which
     share x86_64's rules by name, a denied call may be denied with another errno.) An architecture for
     which one rule by name would allow too much is left out. Raises ValueError when the bytes are no filter.
+
+    With `only` these x86-64 calls alone are left of what that profile allows, each under the filter's own conditions,
+    and no other architecture: what was observed elsewhere has other names. `calls` count among them.
     """
-    return _Rebuilding(EngineFilter(filter_program), calls).result()
+    rebuilt = _Rebuilding(EngineFilter(filter_program), calls)
+    return rebuilt.result() if only is None else rebuilt.result(only | calls)
 
 
 def _default_answer(engine_filter: EngineFilter) -> Answer:
@@ -217,7 +231,7 @@ class _Rebuilding:
         self.rules: dict[str, tuple[_Rule, ...]] = {}
         self.stricter: list[str] = []
 
-    def result(self) -> Rebuilt:
+    def result(self, only: frozenset[str] | None = None) -> Rebuilt:
         for name, number in numbers("x86_64").items():
             self.rules[name] = self.rules_for(name, _paths_or_none(self.filter, number))
         architectures = ["SCMP_ARCH_X86_64"]
@@ -231,6 +245,13 @@ class _Rebuilding:
                     architectures.append(token)
                     self.rules |= own
         self.rules |= {name: (_Rule(Answer("ALLOW")),) for name in self.calls}
+        if only is not None:
+            architectures = architectures[:1]
+            self.rules = {
+                name: tuple(rule for rule in rules if name in only or not rule.answer.allowed)
+                for name, rules in self.rules.items()
+                if name in numbers("x86_64")
+            }
         profile: dict[str, object] = {
             "defaultAction": _ACTIONS[self.default.action],
             "defaultErrnoRet": self.default.errno,
