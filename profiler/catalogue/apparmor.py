@@ -1,32 +1,69 @@
 """What the profile docker-default denies to every container that is not `--privileged`, capabilities or not. Data.
 
-Read in moby's profiles/apparmor/template.go (Docker 26), seen on Debian 13. Its rules are explicit `deny`s, so
+Read in moby's profiles/apparmor/template.go (Docker 26), seen on Debian 13. Its denials are explicit `deny` rules, so
 the kernel logs nothing when they strike; `umount` is allowed.
 """
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 
 # `deny mount` covers every mount(2), also a remount and a change of propagation (security/apparmor/lsm.c,
 # apparmor_sb_mount, apparmor_move_mount); no rule allows pivot_root(2) (apparmor_sb_pivotroot).
 DENIED_CALLS: frozenset[str] = frozenset({"mount", "move_mount", "pivot_root"})
 
-# The `deny … w` rules for files. Their glob's `*` and classes never match a slash, `**` does. A process's own directory
-# is known to the kernel by its number, which no rule names.
-DENIED_WRITES: tuple[re.Pattern[str], ...] = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"/proc/[^/]+",
-        r"/proc/(?!self/|thread-self/)"
-        r"(?:[^1-9/]|[^1-9/][^0-9/]|[^1-9s/][^0-9y/][^0-9s/]|[^1-9/][^0-9/][^0-9/][^0-9/][^/]*)/.+",
-        r"/proc/sys/[^k/].*",
-        r"/proc/sys/kernel/(?:[^/]|[^/]{2}|[^s/][^h/][^m/].*)",
-        r"/sys/[^f/][^/]*/.+",
-        r"/sys/f[^s/][^/]*/.+",
-        r"/sys/fs/[^c/][^/]*/.+",
-        r"/sys/fs/c[^g/][^/]*/.+",
-        r"/sys/fs/cg[^r/][^/]*/.+",
-        r"/sys/firmware/.+",
-    )
+
+@dataclass(frozen=True)
+class DeniedFiles:
+    """A `deny` rule for files: a glob as apparmor.d(5) has it, and the access that is denied (of `rwklx`)."""
+
+    glob: str
+    access: str
+
+
+# A process's own directory is known to the kernel by its number, which no rule names.
+DENIED_FILES: tuple[DeniedFiles, ...] = (
+    DeniedFiles("/proc/*", "w"),
+    DeniedFiles("/proc/{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9/]*}/**", "w"),
+    DeniedFiles("/proc/sys/[^k]**", "w"),
+    DeniedFiles("/proc/sys/kernel/{?,??,[^s][^h][^m]**}", "w"),
+    DeniedFiles("/proc/sysrq-trigger", "rwklx"),
+    DeniedFiles("/proc/kcore", "rwklx"),
+    DeniedFiles("/sys/[^f]*/**", "wklx"),
+    DeniedFiles("/sys/f[^s]*/**", "wklx"),
+    DeniedFiles("/sys/fs/[^c]*/**", "wklx"),
+    DeniedFiles("/sys/fs/c[^g]*/**", "wklx"),
+    DeniedFiles("/sys/fs/cg[^r]*/**", "wklx"),
+    DeniedFiles("/sys/firmware/**", "rwklx"),
+    DeniedFiles("/sys/kernel/security/**", "rwklx"),
+    DeniedFiles("/sys/devices/virtual/powercap/**", "rwklx"),
 )
+
+# What the profile allows. Whoever may signal a container's processes: the host's own programs, among them the daemon,
+# and its runtimes (for `docker stop` and `docker kill`). {name} is the profile's own.
+ALLOWED: tuple[str, ...] = (
+    "network,",
+    "capability,",
+    "file,",
+    "umount,",
+    "signal (receive) peer=unconfined,",
+    "signal (receive) peer=runc,",
+    "signal (receive) peer=crun,",
+    'signal (send,receive) peer="{name}",',
+    'ptrace (trace,read,tracedby,readby) peer="{name}",',
+)
+
+# Options of mount(2) by the names that apparmor.d(5) has for them; MS_SILENT and the like decide nothing there.
+MOUNT_OPTIONS: dict[str, str] = {
+    "MS_RDONLY": "ro",
+    "MS_NOSUID": "nosuid",
+    "MS_NODEV": "nodev",
+    "MS_NOEXEC": "noexec",
+    "MS_SYNCHRONOUS": "sync",
+    "MS_MANDLOCK": "mand",
+    "MS_DIRSYNC": "dirsync",
+    "MS_NOATIME": "noatime",
+    "MS_NODIRATIME": "nodiratime",
+    "MS_RELATIME": "relatime",
+    "MS_STRICTATIME": "strictatime",
+}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from profiler.catalogue.apparmor import DENIED_CALLS, DENIED_WRITES
+from profiler.catalogue.apparmor import DENIED_CALLS, DENIED_FILES
 from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.model import Doubt, Observation, Requirement, SecurityOption
+from profiler.synthesizer.globs import matches
 from profiler.synthesizer.requirements import EXAMPLES
 
 APPARMOR_UNCONFINED = SecurityOption("apparmor=unconfined")
@@ -25,12 +26,22 @@ def apparmor_requirements(observations: Iterable[Observation]) -> tuple[Requirem
     return (Requirement((frozenset({APPARMOR_UNCONFINED}),), reason, doubt, evidence),)
 
 
+def denies_writing(path: str) -> bool:
+    """Whether docker-default denies opening `path` to write, as the kernel names it.
+
+    The kernel names a process's own directory by its number, never `self`.
+    """
+    if path.startswith(("/proc/self/", "/proc/thread-self/")):
+        return False
+    return any("w" in rule.access and matches(rule.glob, path) for rule in DENIED_FILES)
+
+
 def _struck(observations: Iterable[Observation]) -> Iterator[tuple[Doubt, str, Observation]]:
     for observation in observations:
         path = observation.path or ""
         if observation.call in DENIED_CALLS:
             reason = f"the engine's AppArmor profile denies {observation.call}"
-        elif observation.call in OPENS_FOR_WRITING and any(rule.fullmatch(path) for rule in DENIED_WRITES):
+        elif observation.call in OPENS_FOR_WRITING and denies_writing(path):
             reason = "the engine's AppArmor profile denies writing to this path"
         else:
             continue
