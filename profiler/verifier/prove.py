@@ -109,6 +109,7 @@ class _Removal:
         less = {m: recipe - {m} | self.instead.get(m, frozenset()) for m in members}
         runs = self.bench.run_all({less[m]: self._purpose(m) for m in members}, self.until)
         alone = {m: runs[less[m]] for m in members if less[m] in runs}
+        self.needed |= {m: rerun for m, rerun in alone.items() if not rerun.passed}
         for member in [m for m in alone if m in self.instead and alone[m].passed]:
             stand_in = alone.pop(member)
             rerun = None if _late(self.until) else self.bench.run(recipe - {member}, f"without {member.label}")
@@ -117,7 +118,6 @@ class _Removal:
                 return
             if rerun is not None:
                 alone[member] = rerun
-        self.needed |= {m: rerun for m, rerun in alone.items() if not rerun.passed}
         self._drop([m for m, rerun in alone.items() if rerun.passed])
 
     def confirm(self) -> None:
@@ -142,13 +142,13 @@ class _Removal:
         return f"{stand_ins} instead of {member.label}" if stand_ins else f"without {member.label}"
 
     def _replace(self, member: Privilege, stand_in: Rerun) -> None:
-        """Go on with another recipe, which is no subset of the one before: nothing is proved of it yet."""
+        """Go on with the stand-in. The kernel takes it where it takes the member, so it allows no more: what was seen
+        to be needed beside the member is needed beside the stand-in."""
         self.before.append(self.current)
         self.current = stand_in.recipe
         self.dropped.append(member)
-        self.needed.clear()
         del self.instead[member]
-        self.each(sorted(self.current, key=self.ranked))
+        self.each(sorted(self.current - set(self.needed), key=self.ranked))
 
     def _drop(self, spare: Sequence[Privilege]) -> None:
         if len(spare) > 2:  # for two, one at a time takes one rerun more as well

@@ -201,3 +201,10 @@ def test_what_ends_one_rerun_gives_the_others_up():
     with pytest.raises(KeyboardInterrupt):
         Bench(sandbox, accepts, timeout=1, jobs=2).run_all({caps("A"): "one", caps("B"): "two"})
     assert sandbox.aborted
+
+
+def test_what_was_needed_beside_the_member_is_not_tried_again_beside_its_stand_in():
+    sandbox = Imagined("ACE", "BCE")
+    proof = prove(bench_of(sandbox), caps("BCDE"), order=order, instead={Capability("B"): caps("A")})
+    assert proof.recipe == caps("ACE") and proof.complete
+    assert len(sandbox.ran) == 4 + 1 + 1 + 1  # each; without B; without D beside A; once more
