@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import images
+from pace import SLOWER
 
 # Calls that Docker's default filter denies to a container without capabilities (its documentation's list of what the
 # default profile blocks), and which of them a capability opens again in the profile.
@@ -109,7 +110,7 @@ def profile(sample: Sample, manifest: Path, *options: str) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, "-m", "profiler.cli", "run", *options, "-o", str(manifest), "--",
          "docker", "run", "--rm", "--privileged", *sample.docker_flags(), image],
-        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=560,
+        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=560 * SLOWER,
     )  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def run(sample: Sample, recipe: ByHand, *, unconfined: bool = False) -> subproce
                 check=False,
                 capture_output=True,
                 stdin=subprocess.DEVNULL,
-                timeout=sample.settings.get("seconds", 30),
+                timeout=sample.settings.get("seconds", 30) * SLOWER,
             )
         except subprocess.TimeoutExpired as late:
             return subprocess.CompletedProcess(late.cmd, 124, late.stdout or b"", late.stderr or b"")

@@ -21,6 +21,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # `import images` from every test directory
 
+from pace import SLOWER
+
 from profiler import leftovers
 
 # A signal that is ignored stays so in all that is started from here (execve(2)): a suite started in the background, or
@@ -50,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot run here, with the reason."""
     root = os.geteuid() == 0
     for item in items:
+        if SLOWER != 1 and (limit := item.get_closest_marker("timeout")) is not None:
+            item.add_marker(pytest.mark.timeout(limit.args[0] * SLOWER), append=False)
         if "kernel" in item.keywords and not root:
             item.add_marker(pytest.mark.skip(reason="needs root"))
         if "engine" in item.keywords and not root:
@@ -65,8 +69,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def wait_until_true(condition: Callable[[], T], deadline: float = 10.0) -> T:
-    """Ask `condition` until its answer is true, and return that answer; fail after `deadline` seconds."""
-    end = time.monotonic() + deadline
+    """Ask `condition` until its answer is true, and return that answer; fail after `deadline` seconds.
+
+    Where everything is slower (`pace`), so much later.
+    """
+    end = time.monotonic() + deadline * SLOWER
     while not (answer := condition()):
         if time.monotonic() > end:
             pytest.fail(f"{getattr(condition, '__name__', condition)} did not come true within {deadline} s")

@@ -17,8 +17,11 @@ every_sample = pytest.mark.parametrize("sample", by_hand.samples(), ids=lambda s
 
 @every_sample
 def test_recipe_found_by_hand_passes_and_needs_each_member(sample: Sample) -> None:
-    recipe = sample.recipes(by_hand.has_apparmor())[0]
-    whole = by_hand.run(sample, recipe)
+    recipes = sample.recipes(by_hand.has_apparmor())
+    whole, recipe = by_hand.run(sample, recipes[0]), recipes[0]
+    for other in recipes[1:]:  # the first that passes here: what a program calls differs from release to release
+        if whole.returncode != sample.expected["exit_code"]:
+            whole, recipe = by_hand.run(sample, other), other
     assert whole.returncode == sample.expected["exit_code"], whole.stderr.decode(errors="replace")[-2000:]
     fewer = list(recipe.without_each())
     with ThreadPoolExecutor(max_workers=4) as pool:
