@@ -187,7 +187,10 @@ class DeviceUse:
 
 @dataclass(frozen=True)
 class RawCall:
-    """A call as a seccomp filter sees it: number and the arguments that the filter looks at (others are 0)."""
+    """A call as a seccomp filter sees it: number and the arguments that the filter looks at (others are 0).
+
+    `shown` are the arguments as people read them, and `path` the file, of the first such call.
+    """
 
     name: str
     number: int
@@ -195,6 +198,8 @@ class RawCall:
     process: Process
     result: int | None = None
     count: int = 1
+    shown: tuple[str, ...] = ()
+    path: str | None = None
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,9 @@ def document_of(piece: Observation | DeviceUse | RawCall) -> dict[str, Any]:
         case RawCall():
             return {
                 "syscall": piece.name,
-                "args": [hex(arg) for arg in piece.args],
+                "args": [clean(arg) for arg in piece.shown],
                 "result": piece.result,
-                "path": None,
+                "path": None if piece.path is None else clean(piece.path),
                 **common,
                 "filtered": True,
             }
@@ -108,7 +108,7 @@ def _what(document: Document) -> str:
     args = ", ".join(str(arg) for arg in document.get("args") or ())
     path = document.get("path")
     if document.get("filtered"):
-        return f"{call}(): the engine's default filter denies it"
+        return f"{call}({args}): the engine's default filter denies it"
     if call is not None and args:
         about = f" on {path}" if path and str(path) not in args else ""
         return f"{call}({args}){_answer(document.get('result'))}{about}"

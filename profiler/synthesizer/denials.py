@@ -37,13 +37,17 @@ def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weig
 
 
 def refusals(trace: Trace, requirement: Requirement) -> tuple[Observation, ...]:
-    """The calls of `trace` that failed while the kernel refused one of the requirement's capabilities."""
+    """The calls of `trace` in which the kernel refused one of the requirement's capabilities; those that failed first.
+
+    A call may ask for something that decides only on what else it shows (/proc/PID/stat), and then succeed.
+    """
     names = {p.name for alternative in requirement.alternatives for p in alternative if isinstance(p, Capability)}
-    return tuple(
+    refused = [
         observation
         for observation in trace.observations
         if any(check.capability in names and not check.granted for check in observation.checks)
-    )
+    ]
+    return tuple(sorted(refused, key=lambda observation: (observation.result or 0) >= 0))
 
 
 def _as_granted(checks: Iterable[KernelCheck], held: set[str]) -> Iterable[KernelCheck]:

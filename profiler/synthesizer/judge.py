@@ -84,11 +84,11 @@ def _first_piece(requirement: Requirement) -> str:
         return ""
     piece = requirement.evidence[0]
     by = f" by {piece.process.exe}" if piece.process.exe else ""
+    if isinstance(piece, RawCall):
+        return f"{piece.name}({_short(', '.join(piece.shown))}){by}"
     if isinstance(piece, Observation):
         shown = f"({_short(', '.join(piece.args))})" if piece.args else ""  # none: it was not stopped
         return f"{piece.call or 'a kernel thread'}{shown}{by}"
-    if isinstance(piece, RawCall):
-        return f"{piece.name}{by}"
     return f"{piece.path}{by}"
 
 

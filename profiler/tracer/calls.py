@@ -14,6 +14,7 @@ from profiler.kernel.bpf import AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, X32_SYSCALL_
 from profiler.kernel.notify import Notification
 from profiler.tracer import decode_constants as constants
 from profiler.tracer import decode_netlink as netlink
+from profiler.tracer import decode_observers as observers
 from profiler.tracer import decode_structs as structs
 from profiler.tracer.decode_values import (
     Args,
@@ -131,14 +132,14 @@ SIGNATURES: Final[Mapping[str, Signature]] = {
     "timerfd_create": _call(_CLOCK, hexadecimal),
     "timer_create": _call(_CLOCK, pointer, pointer),
     # observing and steering
-    "perf_event_open": _call(pointer, number, number, number, hexadecimal),
+    "perf_event_open": _call(observers.perf_event, number, number, number, hexadecimal),
     "userfaultfd": _call(flags(constants.USERFAULTFD_FLAGS)),
-    "keyctl": _call(named(constants.KEYCTL_COMMANDS), long, long, long, long),
+    "keyctl": _call(named(constants.KEYCTL_COMMANDS), structs.key, long, long, long),
     "add_key": _call(text, text, pointer, size, number),
     "request_key": _call(text, text, text, number),
     "io_uring_setup": _call(number, pointer),
     "memfd_secret": _call(hexadecimal),
-    "bpf": _call(named(constants.BPF_COMMANDS), pointer, size),
+    "bpf": _call(named(constants.BPF_COMMANDS), observers.bpf_attributes, size),
     "ptrace": _call(named(constants.PTRACE_REQUESTS, hexadecimal), number, pointer, hexadecimal),
     "process_vm_readv": _call(number, pointer, size, pointer, size, hexadecimal),
     "process_vm_writev": _call(number, pointer, size, pointer, size, hexadecimal),
@@ -163,7 +164,7 @@ SIGNATURES: Final[Mapping[str, Signature]] = {
     "landlock_restrict_self": _call(number, hexadecimal),
     "prctl": _call(named(constants.PRCTL_OPTIONS), structs.prctl_argument, structs.prctl_ambient),
     "seccomp": _call(named(constants.SECCOMP_OPERATIONS), flags(constants.SECCOMP_FILTER_FLAGS), pointer),
-    "personality": _call(hexadecimal),
+    "personality": _call(flags(constants.PERSONALITY_FLAGS)),
     # scheduling and limits
     "setpriority": _call(named(constants.PRIORITY_KINDS), number, number),
     "ioprio_set": _call(named(constants.IOPRIO_KINDS), number, structs.io_priority),

@@ -282,6 +282,13 @@ FANOTIFY_MARK_FLAGS: Final = {
 USERFAULTFD_FLAGS: Final = {1: "UFFD_USER_MODE_ONLY", 0o4000: "O_NONBLOCK", 0o2000000: "O_CLOEXEC"}
 XATTR_FLAGS: Final = {1: "XATTR_CREATE", 2: "XATTR_REPLACE"}
 
+# linux/personality.h: the lowest byte is one of the personas, of which PER_LINUX32 is the only one still in use
+PERSONALITY_FLAGS: Final = {
+    8: "PER_LINUX32", 0: "PER_LINUX", 0x20000: "UNAME26", 0x40000: "ADDR_NO_RANDOMIZE", 0x100000: "MMAP_PAGE_ZERO",
+    0x200000: "ADDR_COMPAT_LAYOUT", 0x400000: "READ_IMPLIES_EXEC", 0x800000: "ADDR_LIMIT_32BIT",
+    0x1000000: "SHORT_INODE", 0x2000000: "WHOLE_SECONDS", 0x4000000: "STICKY_TIMEOUTS", 0x8000000: "ADDR_LIMIT_3GB",
+}  # fmt: skip
+
 # linux/bpf.h, linux/keyctl.h, linux/syslog.h (kernel), linux/reboot.h, linux/quota.h
 BPF_COMMANDS: Final = dict(
     enumerate(
@@ -309,6 +316,11 @@ KEYCTL_COMMANDS: Final = dict(
         )
     )
 )  # fmt: skip
+KEYRINGS: Final = {
+    -1: "KEY_SPEC_THREAD_KEYRING", -2: "KEY_SPEC_PROCESS_KEYRING", -3: "KEY_SPEC_SESSION_KEYRING",
+    -4: "KEY_SPEC_USER_KEYRING", -5: "KEY_SPEC_USER_SESSION_KEYRING", -6: "KEY_SPEC_GROUP_KEYRING",
+    -7: "KEY_SPEC_REQKEY_AUTH_KEY", -8: "KEY_SPEC_REQUESTOR_KEYRING",
+}  # fmt: skip
 SYSLOG_ACTIONS: Final = dict(
     enumerate(
         (

@@ -307,6 +307,13 @@ def scheduling_priority(value: int, tracee: Tracee, args: Args) -> str:
     return pointer(value, tracee, args) if priority is None else f"[{signed(priority)}]"
 
 
+def key(value: int, tracee: Tracee, args: Args) -> str:
+    """Argument 1 of keyctl(2): a key's serial number, one of the caller's own keyrings, or the name of a session."""
+    if constants.KEYCTL_COMMANDS.get(args[0] & 0xFFFFFFFF) == "KEYCTL_JOIN_SESSION_KEYRING":
+        return text(value, tracee, args)
+    return constants.KEYRINGS.get(signed(value)) or number(value, tracee, args)
+
+
 def unix_path(content: bytes) -> str | None:
     """The path in a `struct sockaddr_un`; None for every other address and for abstract names."""
     if int.from_bytes(content[:2], "little") != AF_UNIX or len(content) < 3 or content[2] == 0:

@@ -1,4 +1,5 @@
-"""Counts notified calls as a seccomp filter sees them: number and registers, without what registers point at.
+"""Counts notified calls as a seccomp filter sees them: number and registers, without what registers point at. Of equal
+ones the first is also kept as people read it.
 
 They are later held against the engine's own filter. Registers that hold addresses are 0: they differ in every call, and
 no filter can look behind them.
@@ -12,6 +13,7 @@ from collections.abc import Container, Sequence
 from typing import Final
 
 from profiler.model import Process, RawCall
+from profiler.tracer.calls import DecodedCall
 from profiler.witness.events import Event, Exit, TaskExit
 
 DISTINCT: Final = 64  # different arguments kept of one call
@@ -23,10 +25,11 @@ _NONE: Final[Registers] = (0, 0, 0, 0, 0, 0)
 
 
 class _Entry:
-    __slots__ = ("args", "count", "name", "number", "process", "result")
+    __slots__ = ("args", "call", "count", "name", "number", "process", "result")
 
-    def __init__(self, name: str, number: int, args: Registers, process: Process) -> None:
-        self.name = name
+    def __init__(self, call: DecodedCall, number: int, args: Registers, process: Process) -> None:
+        self.name = call.name
+        self.call = call
         self.number = number
         self.args = args
         self.process = process
@@ -46,16 +49,18 @@ class RawCalls:
         self._pending: dict[int, list[tuple[int, _Entry]]] = {}
         self.total = 0
 
-    def call(self, pid: int, name: str, number: int, args: Registers, *, time_ns: int, process: Process) -> None:
+    def call(
+        self, pid: int, call: DecodedCall, number: int, args: Registers, *, time_ns: int, process: Process
+    ) -> None:
         """A notified call of thread `pid`, before it is let go on; `time_ns` on the monotonic clock."""
         # addresses of a 64-bit program lie above 4 GiB, except those of one that is not position-independent
         if max(args) > 0xFFFFFFFF:
             args = tuple([0 if 0xFFFFFFFF < value < _NEGATIVE else value for value in args])  # type: ignore[assignment]
         with self._lock:
             self.total += 1
-            entry = self._entry(name, number, args, process)
+            entry = self._entry(call, number, args, process)
             entry.count += 1
-            if name in self._absent:
+            if call.name in self._absent:
                 entry.result = -errno.ENOSYS
             elif self._witnessed:
                 queue = self._pending.setdefault(pid, [])
@@ -63,7 +68,8 @@ class RawCalls:
                 if len(queue) > _PENDING:
                     del queue[0]
 
-    def _entry(self, name: str, number: int, args: Registers, process: Process) -> _Entry:
+    def _entry(self, call: DecodedCall, number: int, args: Registers, process: Process) -> _Entry:
+        name = call.name
         entry = self._entries.get((name, number, args))
         if entry is None:
             distinct = self._distinct.get(name, 0)
@@ -72,7 +78,7 @@ class RawCalls:
                 entry = self._entries.get((name, number, args))
             if entry is None:
                 self._distinct[name] = distinct + 1
-                entry = self._entries[name, number, args] = _Entry(name, number, args, process)
+                entry = self._entries[name, number, args] = _Entry(call, number, args, process)
         return entry
 
     @property
@@ -109,6 +115,6 @@ class RawCalls:
         """Every call in the order first seen, by whoever made it first."""
         with self._lock:
             return tuple(
-                RawCall(entry.name, entry.number, entry.args, entry.process, entry.result, entry.count)
-                for entry in self._entries.values()
+                RawCall(e.name, e.number, e.args, e.process, e.result, e.count, e.call.args, e.call.path)
+                for e in self._entries.values()
             )

@@ -178,7 +178,7 @@ class Recorder:
                 number = number_of(call.name)  # an engine's filter is asked by x86-64 numbers
             self._ledger.call(pid, now, call.name, call.args, call.path, process)
             if number is not None:
-                self._raw.call(pid, call.name, number, notification.args, time_ns=now, process=process)
+                self._raw.call(pid, call, number, notification.args, time_ns=now, process=process)
         self._listener.go_on(notification.id)
         self._callers.after(pid, call.name)
 

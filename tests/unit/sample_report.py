@@ -59,7 +59,9 @@ READ = Observation(
 )
 USED = DeviceUse("/dev/fuse", "c", 10, 229, "rw", Process(4713, "/bin/sshfs"))
 LOOPED = DeviceUse("/dev/loop0", "b", 7, 0, "rw", MOUNT)
-FILTERED = RawCall("keyctl", 250, (0, 1, 0, 0, 0, 0), Process(4714, "/bin/keyctl"), -1)
+FILTERED = RawCall(
+    "keyctl", 250, (0, 1, 0, 0, 0, 0), Process(4714, "/bin/keyctl"), -1, 1, ("KEYCTL_JOIN_SESSION_KEYRING", '"mine"')
+)
 
 ROWS: dict[Privilege, JudgedRequirement] = {
     SYS_ADMIN: JudgedRequirement(

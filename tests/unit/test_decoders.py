@@ -256,3 +256,34 @@ def test_paths_of_calls_that_only_a_watched_run_stops() -> None:
     assert call("faccessat2", AT_FDCWD, text("f"), 6).args == ("AT_FDCWD", '"f"', "R_OK|W_OK")
     assert call("unlinkat", AT_FDCWD, text("d"), 0x200).args == ("AT_FDCWD", '"d"', "AT_REMOVEDIR")
     assert call("symlinkat", text("to"), AT_FDCWD, text("l")).path == str(Path.cwd()) + "/l"
+
+
+def test_events_say_what_they_count() -> None:
+    attributes = struct.pack("=IIQQQQQ", 1, 136, 3, 0, 0, 0, 1 << 5)
+    assert call("perf_event_open", at(attributes), -1, 0, -1, 8).args == (
+        "{PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CONTEXT_SWITCHES, exclude_kernel}", "-1", "0", "-1", "0x8",
+    )  # fmt: skip
+    attributes = struct.pack("=IIQQQQQ", 9, 136, 0x1234, 0, 0, 0, 0)
+    assert call("perf_event_open", at(attributes), 0, -1, -1, 0).args[0] == "{type=9, config=0x1234}"
+    assert call("perf_event_open", 8, 0, -1, -1, 0).args[0] == "0x8"
+
+
+def test_programs_and_maps_say_of_which_type_they_are() -> None:
+    program = struct.pack("=I44x16s", 2, b"count_opens")
+    assert call("bpf", 5, at(program), 64).args == ("BPF_PROG_LOAD", '{BPF_PROG_TYPE_KPROBE, "count_opens"}', "64")
+    kind = struct.pack("=I24x16s", 1, b"counts")
+    assert call("bpf", 0, at(kind), 44).args[1] == '{BPF_MAP_TYPE_HASH, "counts"}'
+    assert call("bpf", 5, at(struct.pack("=I", 99)), 4).args[1] == "{type=99}"
+    assert call("bpf", 12, 8, 4).args[1] == "0x8"
+
+
+def test_keys_are_named() -> None:
+    assert call("keyctl", 1, text("mine")).args[:2] == ("KEYCTL_JOIN_SESSION_KEYRING", '"mine"')
+    assert call("keyctl", 6, -3).args[:2] == ("KEYCTL_DESCRIBE", "KEY_SPEC_SESSION_KEYRING")
+    assert call("keyctl", 11, 77).args[:2] == ("KEYCTL_READ", "77")
+
+
+def test_personas_are_named() -> None:
+    assert call("personality", 0x40000).args == ("ADDR_NO_RANDOMIZE",)
+    assert call("personality", 8).args == ("PER_LINUX32",)
+    assert call("personality", 0).args == ("PER_LINUX",)

@@ -15,6 +15,7 @@ from profiler.model import (
     Syscalls,
     Trace,
 )
+from profiler.synthesizer.denials import refusals
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 
 BY = Process(1, "/bin/chown")
@@ -66,3 +67,8 @@ def test_only_what_is_unmet_and_may_matter_is_looked_at():
     assert unmet(rows, CHOWN) == ()
     assert unmet(rows, frozenset()) == (rows[0],)
     assert calls_of(rows) == {"chown"}
+
+
+def test_what_failed_is_told_before_what_was_refused_and_succeeded_all_the_same():
+    succeeded, failed = observed(154, granted=False), observed(-1, granted=False)
+    assert refusals(watched(succeeded, observed(0), failed), row(observed(0))) == (failed, succeeded)
