@@ -1,4 +1,4 @@
-"""Removes what killed runs left: containers, tracefs instances and kprobe events, state directories, control groups.
+"""Removes what killed runs left: containers, tracefs instances, kprobes, AppArmor profiles, state, control groups.
 
 Things whose owner still runs are left alone (`leftovers`). Each room knows its own things; here they are only called.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
+from profiler import apparmor
 from profiler.errors import HostError, ProfilerError
 from profiler.harness import native
 from profiler.harness.docker_leftovers import clean_leftovers as clean_containers
@@ -19,6 +20,7 @@ from profiler.witness.tracefs import CheckWitness
 # Containers first: they hold the files in the state directories.
 _CLEANERS: Final[tuple[Callable[[], Iterable[str]], ...]] = (
     clean_containers,
+    apparmor.clean_leftovers,
     CheckWitness.clean_leftovers,
     native.clean_leftovers,
 )
@@ -42,6 +44,8 @@ def before_run() -> None:
     """
     with suppress(ProfilerError, OSError):
         CheckWitness.clean_leftovers()
+    with suppress(OSError):
+        apparmor.clean_leftovers()
     with suppress(ProfilerError, OSError):
         if any(is_leftover(path.name) for base in (STATE, native.DISK) if base.is_dir() for path in base.iterdir()):
             everything()

@@ -353,6 +353,16 @@ class Observed:
 
 
 @dataclass(frozen=True)
+class OwnProfile:
+    """An AppArmor profile with which the workload passes too, in place of `apparmor=unconfined`: its name, its file,
+    and what it allows beyond the engine's own profile, in a few words each."""
+
+    name: str
+    file: str
+    allows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the reruns showed.
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiler import observing
+from profiler import confining, observing
 from profiler.catalogue.calls import catalogue
 from profiler.catalogue.dangers import weight
 from profiler.catalogue.safer import advice
@@ -188,7 +188,8 @@ class _Case:
         )
         if trace.called is not None:
             trace, verdict = self._narrowed(trace, trace.called, bench, verdict)
-        return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof)
+        own = confining.own_profile(bench, trace, verdict.recipe, self.options.output)
+        return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof, own)
 
     def _narrowed(self, trace: Trace, called: Called, bench: Bench, verdict: Verdict) -> tuple[Trace, Verdict]:
         """The verdict with an allow-list of the observed calls; where there is none, a note in the trace says why."""
@@ -311,7 +312,14 @@ class _Case:
         ended = "passed" if rerun.passed else failed
         self.announce(f"{rerun.purpose}: [{labels or 'no privilege'}] {ended} ({outcome.seconds:.1f} s)")
 
-    def report(self, trace: Trace, rows: Sequence[Requirement], verdict: Verdict, proof: Proof) -> Report:
+    def report(
+        self,
+        trace: Trace,
+        rows: Sequence[Requirement],
+        verdict: Verdict,
+        proof: Proof,
+        own: confining.Offer = confining.NOTHING,
+    ) -> Report:
         """Everything that the manifest and the table say."""
         requirements = judged(rows, verdict, proof.needed)
         left_out = (r for r in requirements if r.status is Status.OPTIONAL and r.privilege not in verdict.kept)
@@ -332,13 +340,17 @@ class _Case:
             verdict=dataclasses.replace(verdict, optional=optional),
             docker_args=self.sandbox.docker_args(verdict.recipe),
             docker_command=self.sandbox.docker_command(verdict.recipe),
-            safer=advice(
-                r.requirement
-                for r in requirements
-                if r.status is not Status.OPTIONAL and not isinstance(r.privilege, Sysctl)
+            safer=(
+                *own.advice,
+                *advice(
+                    r.requirement
+                    for r in requirements
+                    if r.status is not Status.OPTIONAL and not isinstance(r.privilege, Sysctl)
+                ),
             ),
             notes=(*self.sandbox.notes(), *trace.notes),
             warnings=self.sandbox.cautions(),
+            apparmor=own.profile,
         )
 
 

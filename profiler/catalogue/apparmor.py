@@ -53,17 +53,10 @@ ALLOWED: tuple[str, ...] = (
     'ptrace (trace,read,tracedby,readby) peer="{name}",',
 )
 
-# Options of mount(2) by the names that apparmor.d(5) has for them; MS_SILENT and the like decide nothing there.
-MOUNT_OPTIONS: dict[str, str] = {
-    "MS_RDONLY": "ro",
-    "MS_NOSUID": "nosuid",
-    "MS_NODEV": "nodev",
-    "MS_NOEXEC": "noexec",
-    "MS_SYNCHRONOUS": "sync",
-    "MS_MANDLOCK": "mand",
-    "MS_DIRSYNC": "dirsync",
-    "MS_NOATIME": "noatime",
-    "MS_NODIRATIME": "nodiratime",
-    "MS_RELATIME": "relatime",
-    "MS_STRICTATIME": "strictatime",
+# Changes of a mount's propagation, by apparmor.d(5)'s names for them (after `make-`, or `make-r` with MS_REC).
+PROPAGATION: dict[str, str] = {
+    "MS_SHARED": "shared",
+    "MS_PRIVATE": "private",
+    "MS_SLAVE": "slave",
+    "MS_UNBINDABLE": "unbindable",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from profiler.catalogue.safer import Advice
-from profiler.model import HostFacts, JudgedRequirement, Trace, Verdict
+from profiler.model import HostFacts, JudgedRequirement, OwnProfile, Trace, Verdict
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Report:
 
     `docker_args` replace `--privileged` after `docker run`; `docker_command` is the whole command, ready to run.
     `notes` and `warnings` are one line each: what is worth knowing of the runs, and what no recipe can make safe in the
-    user's command.
+    user's command. `apparmor` is the profile that may take the place of the recipe's `apparmor=unconfined`.
     """
 
     facts: HostFacts
@@ -30,6 +30,7 @@ class Report:
     safer: tuple[Advice, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    apparmor: OwnProfile | None = None
 
 
 __all__ = ["JudgedRequirement", "Report"]

@@ -101,7 +101,16 @@ def _recipe(report: Report) -> dict[str, Any]:
         "privileges": labels_of(report.verdict.recipe),
         "docker_args": [clean(word) for word in report.docker_args],
         "docker_command": [clean(word) for word in report.docker_command],
+        "apparmor_profile": _own_profile(report),
     }
+
+
+def _own_profile(report: Report) -> dict[str, Any] | None:
+    """The AppArmor profile that may take the place of `apparmor=unconfined`."""
+    own = report.apparmor
+    if own is None:
+        return None
+    return {"name": own.name, "file": clean(own.file), "allows": [clean(words) for words in own.allows]}
 
 
 def _observed(observed: Observed | None) -> dict[str, Any] | None:

@@ -18,11 +18,11 @@ def apparmor_requirements(observations: Iterable[Observation]) -> tuple[Requirem
 
     A call that fails even unconfined is doubtful: the workload already lives with its failure.
     """
-    struck = sorted(_struck(observations), key=lambda found: found[0])
-    if not struck:
+    found = sorted(struck(observations), key=lambda one: one[0])
+    if not found:
         return ()
-    doubt, reason, _ = struck[0]
-    evidence = tuple(observation for _, _, observation in struck[:EXAMPLES])
+    doubt, reason, _ = found[0]
+    evidence = tuple(observation for _, _, observation in found[:EXAMPLES])
     return (Requirement((frozenset({APPARMOR_UNCONFINED}),), reason, doubt, evidence),)
 
 
@@ -36,7 +36,8 @@ def denies_writing(path: str) -> bool:
     return any("w" in rule.access and matches(rule.glob, path) for rule in DENIED_FILES)
 
 
-def _struck(observations: Iterable[Observation]) -> Iterator[tuple[Doubt, str, Observation]]:
+def struck(observations: Iterable[Observation]) -> Iterator[tuple[Doubt, str, Observation]]:
+    """The calls that docker-default denies, each with how sure it is that the workload needs it, and why."""
     for observation in observations:
         path = observation.path or ""
         if observation.call in DENIED_CALLS:

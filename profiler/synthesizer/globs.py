@@ -37,12 +37,11 @@ def without(glob: str, path: str) -> tuple[str, ...]:
             for first, others in _unfolded(rest):
                 if first == "":  # the glob ends here and the path goes on
                     kept[before] = None
-                elif not _takes(first, character):
-                    kept[before + "".join((first, *others))] = None
-                else:
-                    left = _narrowed(first, character)
-                    if left:
-                        kept[before + left + "".join(others)] = None
+                    continue
+                left = _narrowed(first, character)
+                if left:
+                    kept[before + left + "".join(others)] = None
+                if _takes(first, character):
                     after.append(others)
         rests = list(dict.fromkeys(after))
     for rest in rests:  # what is longer than the path
@@ -99,10 +98,10 @@ def _narrowed(token: str, character: str) -> str:
         case "**":
             return _class(character)
         case "*" | "?":
-            return _class("/" + character)
-    if not token.startswith("["):
-        return ""
-    return _class(character, token[2:-1])
+            return _class("/" + character) if character != "/" else _class("/")
+    if not _takes(token, character):
+        return token
+    return _class(character, token[2:-1]) if token.startswith("[") else ""
 
 
 def _class(characters: str, more: str = "") -> str:

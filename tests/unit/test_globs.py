@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from profiler.catalogue.apparmor import DENIED_FILES
 from profiler.synthesizer.globs import NAMEABLE, matches, without
 
-PATHS = st.text(alphabet="/skcrvmabpnet16-_.*[]{},^\\?~", min_size=0, max_size=12).map(lambda text: "/" + text)
+REAL = ["/sys/kernel/mm/ksm/run", "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches", "/proc/irq/1/x", "/sys/fs/bpf/a"]
+RANDOM = st.text(alphabet="/skcrvmabpnet16-_.*[]{},^\\?~", min_size=0, max_size=12).map(lambda text: "/" + text)
+PATHS = st.one_of(RANDOM, st.sampled_from(REAL))
 GLOBS = st.sampled_from([rule.glob for rule in DENIED_FILES] + ["/s**", "/*", "/a?c", "/{a,b*}/**", "/[^-k]**"])
 
 
