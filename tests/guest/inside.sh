@@ -9,6 +9,9 @@ trap 'code=$?; [ -e "$RESULTS/exit-code" ] || finish "$code"' EXIT
 
 # What is emulated may take as much longer.
 [ "$(systemd-detect-virt)" = kvm ] || export CAPPROFILE_TESTS_SLOWER=10
+# The nodes of loop devices appear when the module is loaded, which the first use of /dev/loop-control does: too late for a
+# container that has its nodes by then.
+modprobe loop
 wait_for_docker
 ln -s /opt/venv .venv
 export PATH="$project/.venv/bin:$PATH" CAPPROFILE_REQUIRE_ENGINE=1
