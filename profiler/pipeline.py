@@ -44,6 +44,7 @@ from profiler.options import Options, Prove, Seccomp
 from profiler.profiles import Profiles, has_profile, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
+from profiler.synthesizer.confinement import refused_without_check
 from profiler.synthesizer.denials import denied, refusals
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
@@ -268,7 +269,8 @@ class _Case:
     def _denied(self, trace: Trace, rerun: Rerun) -> Recipe:
         self.announce("watching the failing run to see what it is denied")
         watched = self._traced(rerun.recipe, service_again(self.options, trace))
-        return denied(watched, rerun.recipe, self.facts.grantable, weight)
+        refused = refused_without_check(watched.observations)
+        return denied(watched, rerun.recipe, self.facts.grantable, weight) | refused
 
     def _proof(self, bench: Bench, recipe: Recipe, understanding: Understanding) -> Proof:
         if self.options.prove is Prove.NONE:

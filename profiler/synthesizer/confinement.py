@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 
 from profiler.catalogue.apparmor import DENIED_CALLS, DENIED_FILES
 from profiler.catalogue.paths import OPENS_FOR_WRITING
-from profiler.model import Doubt, Observation, Requirement, SecurityOption
+from profiler.model import Doubt, Observation, Recipe, Requirement, SecurityOption
 from profiler.synthesizer.globs import matches
 from profiler.synthesizer.requirements import EXAMPLES
 
@@ -34,6 +35,17 @@ def denies_writing(path: str) -> bool:
     if path.startswith(("/proc/self/", "/proc/thread-self/")):
         return False
     return any("w" in rule.access and matches(rule.glob, path) for rule in DENIED_FILES)
+
+
+def refused_without_check(observations: Iterable[Observation]) -> Recipe:
+    """What a failing run lacks where a call was refused and no capability was asked for: AppArmor answers EACCES.
+
+    File permissions answer so too, but ask for a capability before (fs/namei.c, generic_permission).
+    """
+    for observation in observations:
+        if observation.result == -errno.EACCES and all(check.granted for check in observation.checks):
+            return frozenset({APPARMOR_UNCONFINED})
+    return frozenset()
 
 
 def struck(observations: Iterable[Observation]) -> Iterator[tuple[Doubt, str, Observation]]:

@@ -2,8 +2,13 @@
 
 import pytest
 
-from profiler.model import Doubt, Observation, Process
-from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements, denies_writing
+from profiler.model import Doubt, KernelCheck, Observation, Process
+from profiler.synthesizer.confinement import (
+    APPARMOR_UNCONFINED,
+    apparmor_requirements,
+    denies_writing,
+    refused_without_check,
+)
 
 SHELL = Process(10, "/bin/sh", ("sh",), 0)
 
@@ -57,3 +62,11 @@ def test_ordinary_calls_need_nothing():
 )
 def test_writes_that_the_profile_denies(path, denied):
     assert denies_writing(path) is denied
+
+
+def test_a_refusal_without_any_refused_check_is_the_profiles():
+    killed = call("kill", result=-13)
+    assert refused_without_check([call("kill"), killed]) == {APPARMOR_UNCONFINED}
+    refused = KernelCheck("DAC_OVERRIDE", granted=False, site="generic_permission")
+    for other in (call("kill", result=-1), Observation("openat", (), -13, "/x", SHELL, (refused,))):
+        assert refused_without_check([other]) == frozenset()
