@@ -12,3 +12,6 @@ END
 # Whole copies of every layer: an overlay upon the container's own overlay is not possible.
 printf '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n' \
     > /etc/containers/storage.conf
+# Newer buildah wants its helper for networks to be there, though nothing here has a network (Debian only recommends it).
+mkdir -p /usr/lib/podman
+test -e /usr/lib/podman/netavark || ln -s /bin/true /usr/lib/podman/netavark
