@@ -1,0 +1,72 @@
+"""A profile of the workload's own instead of `apparmor=unconfined`. Skipped where there is no AppArmor."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import by_hand
+import images
+import pytest
+from pace import SLOWER
+
+from profiler import apparmor
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(autouse=True)
+def _needs_apparmor() -> None:
+    if apparmor.parser() is None or not by_hand.has_apparmor():
+        pytest.skip("the engine confines by no AppArmor, or there is no apparmor_parser")
+
+
+def profiled(output: Path, script: str) -> tuple[dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "profiler.cli", "run", "-o", str(output), "--",
+         "docker", "run", "--rm", "--privileged", images.busybox(), "sh", "-ec", script],
+        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250 * SLOWER, env={**os.environ},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(output.read_text("utf-8"))
+    return document, done.stderr
+
+
+def run_with(document: dict[str, Any], script: str) -> subprocess.CompletedProcess[str]:
+    """Run `script` with the recipe and its own profile, loaded as the report says."""
+    own = document["recipe"]["apparmor_profile"]
+    subprocess.run([apparmor.PARSER, "--replace", own["file"]], check=True)
+    try:
+        words = [
+            word.replace("apparmor=unconfined", f"apparmor={own['name']}") for word in document["recipe"]["docker_args"]
+        ]
+        return subprocess.run(
+            ["docker", "run", "--rm", *words, images.busybox(), "sh", "-c", script],
+            check=False, capture_output=True, text=True, timeout=60 * SLOWER,
+        )  # fmt: skip
+    finally:
+        subprocess.run([apparmor.PARSER, "--remove", own["file"]], check=True)
+
+
+def test_a_mount_is_allowed_by_its_type_alone(tmp_path: Path) -> None:
+    document, said = profiled(tmp_path / "m.json", "mount -t tmpfs none /mnt")
+    assert document["recipe"]["security_opt"] == ["apparmor=unconfined"]
+    assert document["recipe"]["apparmor_profile"]["allows"] == ["mounting tmpfs"]
+    assert "apparmor_parser --replace" in said
+    assert "capprofile-" not in (apparmor.SECURITYFS / "profiles").read_text()
+    assert run_with(document, "mount -t tmpfs none /mnt").returncode == 0
+    assert run_with(document, "mount -t ramfs none /mnt").returncode != 0
+    assert run_with(document, "mount -o bind /tmp /mnt").returncode != 0
+
+
+def test_a_parameter_is_allowed_by_its_name_alone(tmp_path: Path) -> None:
+    write = "echo 65 > /proc/sys/net/ipv4/ip_default_ttl"
+    document, _ = profiled(tmp_path / "m.json", write)
+    assert set(document["recipe"]["security_opt"]) >= {"apparmor=unconfined", "systempaths=unconfined"}
+    assert document["recipe"]["apparmor_profile"]["allows"] == ["writing to /proc/sys/net/ipv4/ip_default_ttl"]
+    assert run_with(document, write).returncode == 0
+    assert run_with(document, "echo 1 > /proc/sys/net/ipv4/ip_no_pmtu_disc").returncode != 0
