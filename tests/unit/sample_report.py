@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from profiler.catalogue.safer import Advice
-from profiler.harness.docker_flags import flags_of
+from profiler.harness.docker_flags import flags_of, needs_profile
 from profiler.model import (
     Capability,
     Device,
@@ -110,7 +110,7 @@ def report(
 ) -> Report:
     """A report whose recipe is `members`, rerun `runs` times (the last one with exactly the recipe)."""
     recipe = frozenset(members)
-    profile = "manifest.seccomp.json" if any(isinstance(member, Syscalls) for member in recipe) else None
+    profile = "manifest.seccomp.json" if needs_profile(recipe) else None
     args = flags_of(recipe, profile)
     reruns = tuple(Rerun(recipe, Outcome(0 if verified else 1, 0.75), verified, "verify") for _ in range(runs))
     fields: dict[str, Any] = {

@@ -262,6 +262,7 @@ def test_the_sandbox_is_closed_whatever_happens(monkeypatch):
         (["--network", "host", "--", "docker", "run", "image"], "--network is for the embedded sandbox"),
         (["--until-healthy", "--", "true"], "--until-healthy needs a container"),
         (["--check-inside", "true", "--", "true"], "--check-inside needs a container"),
+        (["--seccomp", "observed", "--", "true"], "--seccomp observed needs a container"),
         (["--", "docker", "ps"], "docker"),
     ],
 )

@@ -10,7 +10,7 @@ from profiler.errors import HostError, UsageError
 from profiler.harness import docker_cautions as cautions
 from profiler.harness.docker_arguments import RUN, names_engine, parse
 from profiler.harness.docker_flags import flags_of
-from profiler.model import Capability, Device, DeviceClass, SecurityOption, Syscalls, Sysctl
+from profiler.model import AllowList, Capability, Device, DeviceClass, SecurityOption, Syscalls, Sysctl
 
 
 def docker(*words):
@@ -259,6 +259,10 @@ def test_recipe_becomes_flags_in_a_fixed_order():
 def test_calls_need_a_profile_unless_seccomp_is_off():
     with pytest.raises(ValueError, match="profile"):
         flags_of(frozenset({Syscalls(("keyctl",))}))
+    with pytest.raises(ValueError, match="profile"):
+        flags_of(frozenset({AllowList(("read",))}))
+    narrowed = flags_of(frozenset({AllowList(("read",))}), "a.json")
+    assert narrowed == ("--cap-drop", "ALL", "--security-opt", "seccomp=a.json")
     both = frozenset({Syscalls(("keyctl",)), SecurityOption("seccomp=unconfined")})
     assert flags_of(both) == ("--cap-drop", "ALL", "--security-opt", "seccomp=unconfined")
 

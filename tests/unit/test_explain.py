@@ -11,6 +11,7 @@ from profiler.catalogue.safer import ALTERNATIVES, advice
 from profiler.errors import UsageError
 from profiler.kernel.capabilities import CAPABILITIES as KERNELS
 from profiler.model import (
+    AllowList,
     Capability,
     Device,
     DeviceClass,
@@ -193,7 +194,8 @@ def test_raw_disks_and_memory_are_heavy(path):
 
 
 def test_unknown_names_have_a_weight_and_a_reason():
-    for privilege in (Capability("NEW"), SecurityOption("x=y"), DeviceClass("c", 999), Syscalls(("new_call",))):
+    unknown = (Capability("NEW"), SecurityOption("x=y"), DeviceClass("c", 999), Syscalls(("new_call",)))
+    for privilege in (*unknown, AllowList(())):
         assert weight(privilege) > 0
         assert reason(privilege)
 

@@ -127,6 +127,31 @@ def test_the_rebuilt_profile_is_what_one_would_write():
     }
 
 
+ONLY = frozenset({"read", "clone", "keyctl", "unshare"})
+
+
+def test_a_narrowed_profile_allows_less_and_never_more():
+    whole = profile_with(DOCKERLIKE, frozenset({"keyctl"}))
+    narrow = rebuild(DOCKERLIKE, frozenset({"keyctl"}), ONLY)
+    jsonschema.validate(narrow.profile, SCHEMA)
+    for name in ("read", "exit_group", "clone", "personality", "socket", "keyctl", "unshare", "mount"):
+        for value in (0, 8, 0x11, 0x10000000):
+            before, after = (evaluate(profile, name, [value, 0, 0, 0, 0, 0]) for profile in (whole, narrow.profile))
+            assert after == (before if name in ONLY else Answer("ERRNO", errno.EPERM)), (name, value)
+    assert {name for entry in narrow.profile["syscalls"] for name in entry["names"]} == {"read", "clone", "keyctl"}
+
+
+def test_a_narrowed_profile_keeps_other_answers_and_no_other_architecture():
+    program = assemble([Rule(435)], action=bpf.RET_ERRNO | errno.ENOSYS, foreign_numbers=frozenset({1}))
+    assert len(profile_with(program, frozenset())["architectures"]) > 1
+    narrow = profile_with(program, frozenset({"openat"}), ONLY)
+    assert narrow["architectures"] == ["SCMP_ARCH_X86_64"]
+    assert evaluate(narrow, "clone3", [0]) == Answer("ERRNO", errno.ENOSYS)  # libc falls back on it
+    assert evaluate(narrow, "openat", [0]).allowed  # what is opened counts as observed
+    assert not evaluate(narrow, "write", [0]).allowed
+    assert EngineFilter(program).ever_allowed() == numbers("x86_64").keys() - {"clone3"}
+
+
 def agrees(program: bytes, calls: frozenset[str], arguments: list[list[int]] | None = None) -> bool:
     engine, rebuilt = EngineFilter(program), rebuild(program, calls)
     same = True

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sample_report import EVERYTHING, FUSE, KEYCTL, LOOP, MASKED, MOUNTED, PORTS, SYS_ADMIN, report
 
 from profiler.errors import UsageError
-from profiler.model import Capability, Device, Observation, Process, Status, Trace, Verdict
+from profiler.model import AllowList, Capability, Device, Observation, Observed, Process, Status, Trace, Verdict
 from profiler.report import manifest
 from profiler.report.evidence import clean, printable
 
@@ -77,6 +77,23 @@ def test_the_recipe_says_what_the_flags_say():
     assert recipe["security_opt"] == ["systempaths=unconfined", "seccomp=manifest.seccomp.json"]
     assert recipe["sysctls"] == {"net.ipv4.ip_unprivileged_port_start": "80"}
     assert recipe["syscalls"] == ["keyctl"]
+
+
+def test_an_allow_list_is_told_with_its_reasons_and_read_back(tmp_path):
+    seen = Observed({"read": "/bin/cat", "chown": "/bin/chown"}, ("capset", "read"), {"futex": "a lock"})
+    recipe = frozenset({SYS_ADMIN, AllowList(seen.names)})
+    document = manifest.render(report(recipe, verdict=Verdict(recipe, True, False, (), observed=seen)))
+    valid(document)
+    assert document["recipe"]["observed"] == {
+        "syscalls": ["capset", "chown", "futex", "read"],
+        "workload": {"chown": "/bin/chown", "read": "/bin/cat"},
+        "runtime": ["capset", "read"],
+        "incidental": {"futex": "a lock"},
+    }
+    assert document["recipe"]["privileges"] == ["SYS_ADMIN", "seccomp:observed"]
+    manifest.write(tmp_path / "m.json", document)
+    assert manifest.load(tmp_path / "m.json").recipe() == recipe
+    assert manifest.render(report())["recipe"]["observed"] is None
 
 
 def test_flags_with_an_equals_sign_are_read_too():

@@ -12,8 +12,8 @@ import pytest
 
 import profiler.profiles
 from profiler.kernel import bpf
-from profiler.model import Capability, Recipe, Syscalls
-from profiler.profiles import Profiles
+from profiler.model import AllowList, Capability, Recipe, Syscalls
+from profiler.profiles import Profiles, has_profile
 
 DENIED = {"CHOWN": "read", "FOWNER": "write", "KILL": "open", "MKNOD": "close"}  # by the filter with this capability
 
@@ -45,3 +45,17 @@ def test_recipes_that_are_tried_side_by_side_have_profiles_of_their_own(
                 assert set(DENIED.values()) - set(entry["names"]) == {DENIED[capability]}
             assert [profiles.path_of(recipe(name)) for name in DENIED] == list(paths.values())
         assert not any(tmp_path.iterdir())
+
+
+def test_a_recipe_with_an_allow_list_has_a_narrower_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler.profiles, "STATE", tmp_path)
+    program = bpf.assemble([bpf.Rule(0)], action=bpf.RET_ERRNO | errno.EPERM)
+    wide = recipe("CHOWN")
+    narrow = wide | {AllowList(("read", "write"))}
+    with Profiles(lambda capabilities: program) as profiles:
+        paths = [Path(profiles.path_of(one)) for one in (wide, narrow)]
+        entries = [json.loads(path.read_text("utf-8"))["syscalls"] for path in paths]
+        assert entries[1] == [{"names": ["pivot_root", "write"], "action": "SCMP_ACT_ALLOW"}]  # read is denied anyway
+        assert set(entries[0][0]["names"]) > {"pivot_root", "write", "open"}
+    assert has_profile(frozenset({AllowList(())}))
+    assert not has_profile(frozenset({Capability("CHOWN")}))

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from sample_report import EVERYTHING, FACTS, SYS_ADMIN, report
 
-from profiler.model import Capability, Observation, Outcome, Process, Rerun, Trace, Verdict
+from profiler.model import AllowList, Capability, Observation, Observed, Outcome, Process, Rerun, Trace, Verdict
 from profiler.report import table
 from profiler.report.table import PLAIN_WIDTH, render
 
@@ -28,6 +28,16 @@ def test_a_recipe_of_nothing_says_so():
     text = render(report(()))
     assert "needs no privilege: drop --privileged" in text
     assert "PRIVILEGE" not in text
+
+
+def test_an_allow_list_is_a_line_and_no_privilege():
+    seen = Observed({"read": "/bin/cat"}, ("capset",), {"futex": "a lock"})
+    recipe = frozenset({SYS_ADMIN, AllowList(seen.names)})
+    text = render(report(recipe, verdict=Verdict(recipe, True, True, (), observed=seen)))
+    assert "1 privilege instead of all of --privileged" in text
+    assert "its seccomp profile allows 3 system calls, 1 of them seen in the workload" in text
+    bound = frozenset({AllowList(("read",))})
+    assert "drop --privileged" in render(report(bound))
 
 
 def test_a_recipe_of_nothing_that_is_not_verified_claims_nothing():
