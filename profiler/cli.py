@@ -255,7 +255,7 @@ def _profiled(command: tuple[str, ...], options: Options) -> Report:
 
 
 def _sandbox(command: tuple[str, ...], options: Options) -> Sandbox:
-    from profiler.harness.docker_arguments import names_engine  # noqa: PLC0415
+    from profiler.harness.docker_arguments import behind_wrapper, names_engine  # noqa: PLC0415
     from profiler.harness.docker_sandbox import DockerSandbox  # noqa: PLC0415
     from profiler.harness.native import NativeSandbox  # noqa: PLC0415
 
@@ -263,6 +263,11 @@ def _sandbox(command: tuple[str, ...], options: Options) -> Sandbox:
         if options.network is not Network.PRIVATE:
             raise UsageError("--network is for the embedded sandbox", "give --network to docker run instead")
         return DockerSandbox(command)
+    if behind_wrapper(command):
+        raise UsageError(
+            f"{command[0]} stands before the docker command, whose container would not be seen",
+            f"leave it out: capprofile run -- {' '.join(behind_wrapper(command)[:2])} …",
+        )
     for name, given in (("--until-healthy", options.until_healthy), ("--check-inside", options.check_inside)):
         if given:
             raise UsageError(f"{name} needs a container", "profile a docker run, or use --for and --check")

@@ -75,6 +75,7 @@ CLIENT = Grammar(  # docs/reference/commandline/docker.md
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})  # Go's strconv.ParseBool
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_WRAPPERS = frozenset({"sudo", "doas", "env", "nice", "ionice", "nohup", "setsid", "time", "timeout"})
 _SHAPE = "write it as: docker run [flags] IMAGE [command…]"
 
 
@@ -152,6 +153,16 @@ def flag_words(flags: Iterable[Flag]) -> tuple[str, ...]:
 def names_engine(argv: tuple[str, ...]) -> bool:
     """Whether the command's first word is a container client, by path or by name."""
     return bool(argv) and PurePosixPath(argv[0]).name in {"docker", "podman"}
+
+
+def behind_wrapper(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The `docker run …` that a program such as sudo is asked to execute; empty for any other command."""
+    if not argv or PurePosixPath(argv[0]).name not in _WRAPPERS:
+        return ()
+    for at in range(1, len(argv)):
+        if names_engine(argv[at:]):
+            return argv[at:] if "run" in argv[at + 1 :] else ()
+    return ()
 
 
 def parse(argv: tuple[str, ...]) -> DockerRun:

@@ -8,7 +8,7 @@ import pytest
 
 from profiler.errors import HostError, UsageError
 from profiler.harness import docker_cautions as cautions
-from profiler.harness.docker_arguments import RUN, names_engine, parse
+from profiler.harness.docker_arguments import RUN, behind_wrapper, names_engine, parse
 from profiler.harness.docker_flags import flags_of
 from profiler.model import AllowList, Capability, Device, DeviceClass, SecurityOption, Syscalls, Sysctl
 
@@ -125,6 +125,16 @@ def test_clients_are_known_by_their_last_component():
     assert names_engine(("podman",))
     assert not names_engine(("docker-compose",))
     assert not names_engine(())
+
+
+@pytest.mark.parametrize("wrapper", [("sudo",), ("/usr/bin/sudo", "-E"), ("env", "A=b"), ("timeout", "9")])
+def test_a_run_behind_a_wrapper_is_known(wrapper):
+    assert behind_wrapper((*wrapper, "docker", "run", "image")) == ("docker", "run", "image")
+
+
+@pytest.mark.parametrize("words", ["sudo docker ps", "sudo sh -c docker", "sh docker run", "docker run image", "sudo"])
+def test_other_commands_hide_no_run(words):
+    assert behind_wrapper(tuple(words.split())) == ()
 
 
 def test_table_knows_every_flag_of_this_machines_client():
