@@ -37,9 +37,11 @@ TOOLS = (
 )  # fmt: skip
 
 
-def workloads() -> dict[str, list[str]]:
-    """Every workload's command by its name; `vary` gives one workload for each value of a word."""
-    tables = {name: table for file in FILES for name, table in tomllib.loads((HERE / file).read_text()).items()}
+def workloads(*files: str) -> dict[str, list[str]]:
+    """Every workload's command by its name, of these files or all; `vary` gives one for each value of a word."""
+    tables = {
+        name: table for file in files or FILES for name, table in tomllib.loads((HERE / file).read_text()).items()
+    }
     prelude = tables.pop("prelude")
     found: dict[str, list[str]] = {}
     for name, table in tables.items():
