@@ -205,6 +205,9 @@ class _Case:
         if isinstance(found, str):
             trace = dataclasses.replace(trace, notes=(*trace.notes, f"no allow-list of the observed calls: {found}"))
             return trace, dataclasses.replace(verdict, runs=bench.runs)
+        if self.sandbox.health_check() and not self.options.until_healthy:
+            unseen = "the observed calls were not tried with the engine's health checks, which are confined, too"
+            trace = dataclasses.replace(trace, notes=(*trace.notes, unseen))
         recipe |= {AllowList(found.names)}
         return trace, dataclasses.replace(verdict, recipe=recipe, runs=bench.runs, observed=found)
 
