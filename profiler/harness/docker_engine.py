@@ -5,6 +5,7 @@ Every failure that leaves this room is a ProfilerError. What the engine itself r
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
@@ -126,7 +127,7 @@ class Engine:
         except subprocess.TimeoutExpired as error:
             raise HostError(f"docker {words[0]} does not end within {seconds:.0f} s", _UNANSWERED) from error
         except OSError as error:
-            raise HostError(f"the docker client cannot be run: {error.strerror}", _INSTALL) from error
+            raise _not_run(error) from error
 
     def attach(
         self,
@@ -142,15 +143,19 @@ class Engine:
         """Start `container` with the real client as our child, attached; `own_group` keeps a terminal's signals off it.
 
         The client passes on the signals that it gets, and makes the terminal raw where the container has one.
+        Raises HostError when it cannot be run.
         """
         words = ("start", "--attach", *(("--interactive",) if interactive else ()), *options, container)
-        return subprocess.Popen(
-            (*self._prefix, *words),
-            stdin=stdin if interactive else subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            process_group=0 if own_group else None,
-        )
+        try:
+            return subprocess.Popen(
+                (*self._prefix, *words),
+                stdin=stdin if interactive else subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                process_group=0 if own_group else None,
+            )
+        except OSError as error:
+            raise _not_run(error) from error
 
     def pull(self, image: str, platform: str | None) -> None:
         """Pull with the real client, its progress on our standard error. UsageError names the image and the reason."""
@@ -159,7 +164,7 @@ class Engine:
             # The progress is for the eyes; as with `docker run` it must not come between the workload's output.
             done = subprocess.run((*self._prefix, *words), stdin=subprocess.DEVNULL, stdout=2, stderr=-1, check=False)
         except OSError as error:
-            raise HostError(f"the docker client cannot be run: {error.strerror}", _INSTALL) from error
+            raise _not_run(error) from error
         if done.returncode != 0:
             raise UsageError(
                 f"no image {image} is here, and pulling it failed: {_last_line(done.stderr)}",
@@ -269,6 +274,13 @@ class Engine:
                 # It has ended, or is being removed already.
                 if error.status_code not in (_NOT_MODIFIED, _CONFLICT):
                     raise
+
+
+def _not_run(error: OSError) -> HostError:
+    """The client cannot be executed: it has gone, or this host has no room for another process (EAGAIN, ENOMEM)."""
+    full = error.errno in (errno.EAGAIN, errno.ENOMEM)
+    hint = "too many processes, or too little memory: end some and run again" if full else _INSTALL
+    return HostError(f"the docker client cannot be run: {error.strerror}", hint)
 
 
 def _last_line(words: bytes) -> str:

@@ -136,6 +136,8 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
     for name, count in sorted(report.trace.losses.items()):
         if count:
             yield "yellow", f"lost: {name} ×{count}: the trace is incomplete, so nothing is called minimal"
+    for line in _refused(report):
+        yield "yellow", line
     if report.facts.not_granted:
         yield "", f"not granted in any run, nobody here can: {', '.join(report.facts.not_granted)}"
     for note in report.notes:
@@ -145,6 +147,23 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
     for advice in report.safer:
         flag = f" ({advice.flag})" if advice.flag else ""
         yield "cyan", f"safer: {advice.text}{flag}: {advice.reason}"
+
+
+def _refused(report: Report) -> Iterator[str]:
+    """Where the workload fails even with every privilege: the calls that failed for one that nobody here can grant."""
+    if report.trace.exit_code == 0 or report.trace.stopped is not None or report.verdict.verified:
+        return
+    seen: dict[str, str] = {}
+    for observation in report.trace.observations:
+        granted = {check.site for check in observation.checks if check.granted}
+        for check in observation.checks:
+            # what is granted at the same place stands in for it
+            missing = check.capability in report.facts.not_granted and not check.granted and check.site not in granted
+            if missing and (observation.result or 0) < 0:
+                by = f" by {observation.process.exe}" if observation.process.exe else ""
+                seen.setdefault(check.capability, f"{headline(document_of(observation))}{by}")
+    for capability, call in seen.items():
+        yield f"refused, as nobody here can grant {capability}: {call}"
 
 
 def _commands(report: Report, width: int) -> Iterator[tuple[str, str]]:

@@ -236,8 +236,10 @@ def _merged(needs: Iterable[Need]) -> tuple[Requirement, ...]:
     merged = []
     for alternatives, group in _joined_devices(groups).items():
         group.sort(key=lambda need: (need.doubt, not _is_told(need.evidence)))
-        # What decides nothing is no evidence beside what does.
-        telling = [need for need in group if need.doubt < Doubt.NEGLIGIBLE] or group
+        # What decides nothing is no evidence beside what may, nor what may beside what does: nft asks for a larger
+        # buffer with its arguments known, but its rules, sent by a call that is not stopped, are what fails.
+        surest = max(group[0].doubt, Doubt.LIKELY)
+        telling = [need for need in group if need.doubt <= surest]
         evidence = tuple(need.evidence for need in telling[:EXAMPLES])
         merged.append(Requirement(alternatives, group[0].reason, group[0].doubt, evidence))
     return tuple(sorted(merged, key=lambda requirement: requirement.doubt))

@@ -209,3 +209,13 @@ def test_what_hands_out_nodes_of_a_pool_is_doubtful_beside_them():
         ("b 7:* rw",): Doubt.LIKELY,
         ("/dev/loop-control:rw",): Doubt.DOUBTFUL,
     }
+
+
+def test_what_surely_needs_it_is_the_evidence_and_not_what_may():
+    buffer = call("setsockopt", [check("NET_ADMIN", "sk_setsockopt")], args=("3", "SOL_SOCKET", "SO_SNDBUFFORCE"))
+    rules = call("sendmsg", [check("NET_ADMIN", "nfnetlink_rcv")])
+    trace = Trace((buffer, rules), (), (), {}, 0, 0.0)
+    (row,) = requirements(trace, EVERYTHING, Pools({}), confined=True)
+    assert row.evidence == (rules,)
+    (row,) = requirements(Trace((buffer,), (), (), {}, 0, 0.0), EVERYTHING, Pools({}), confined=True)
+    assert row.evidence == (buffer,)
