@@ -63,7 +63,17 @@ ALTERNATIVES: tuple[Alternative, ...] = (
         flag="--tmpfs {path}",
         reason="the engine mounts it before the workload starts, which then needs no SYS_ADMIN for it",
         capability="SYS_ADMIN",
-        calls=frozenset({"mount", "fsopen"}),
+        calls=frozenset({"mount"}),
+        args=r'"tmpfs"',
+        path=r"^/(?!proc/)",  # /proc/self/fd/N is whatever that descriptor is
+    ),
+    Alternative(
+        id="tmpfs-opened",
+        text="let the engine mount the tmpfs",
+        flag="--tmpfs PATH",
+        reason="the engine mounts it before the workload starts, which then needs no SYS_ADMIN for it",
+        capability="SYS_ADMIN",
+        calls=frozenset({"fsopen"}),
         args=r'"tmpfs"',
     ),
     Alternative(
@@ -178,6 +188,7 @@ ALTERNATIVES: tuple[Alternative, ...] = (
         reason="the engine makes the node and opens its cgroup for this device only",
         capability="MKNOD",
         calls=frozenset({"mknod", "mknodat"}),
+        path=r"^/dev/",  # elsewhere, in the root of another container or an image, is no device of the host
     ),
     Alternative(
         id="kernel-log",

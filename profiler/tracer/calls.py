@@ -282,4 +282,6 @@ def decode(notification: Notification, pid: int) -> DecodedCall:
     mode = MODES.get(name)
     if mode is not None and not any(flag in shown[mode - 1] for flag in ("O_CREAT", "O_TMPFILE")):
         shown = shown[:mode]
+    elif name == "keyctl":
+        shown = shown[: 1 + constants.KEYCTL_ARGUMENTS.get(shown[0], len(shown))]
     return DecodedCall(name, shown, signature.path(tracee, args) if signature.path else None)

@@ -278,7 +278,8 @@ def test_programs_and_maps_say_of_which_type_they_are() -> None:
 
 
 def test_keys_are_named() -> None:
-    assert call("keyctl", 1, text("mine")).args[:2] == ("KEYCTL_JOIN_SESSION_KEYRING", '"mine"')
+    assert call("keyctl", 1, text("mine"), 0x7FFC_0000_1000).args == ("KEYCTL_JOIN_SESSION_KEYRING", '"mine"')
+    assert call("keyctl", 18, 5).args == ("KEYCTL_SESSION_TO_PARENT",)
     assert call("keyctl", 6, -3).args[:2] == ("KEYCTL_DESCRIBE", "KEY_SPEC_SESSION_KEYRING")
     assert call("keyctl", 11, 77).args[:2] == ("KEYCTL_READ", "77")
 

@@ -250,6 +250,10 @@ def test_advice_without_a_flag_has_a_text():
 def test_no_advice_where_nothing_matches():
     assert advice([needing(Capability("CHOWN"), Observation("chown", ("x",), 0, "/x", SH))]) == ()
     assert advice([needing(SYS_ADMIN, RawCall("keyctl", 250, (0,) * 6, SH))]) == ()
+    inner = Observation("mknodat", ("5</root>", '"null"'), 0, "/root/dev/null", SH)
+    assert advice([needing(Capability("MKNOD"), inner)]) == ()
+    staged = Observation("mount", ('"tmpfs"', '"/proc/self/fd/7"', '"tmpfs"'), 0, "/proc/self/fd/7", SH)
+    assert advice([needing(SYS_ADMIN, staged)]) == ()
     assert advice([]) == ()
 
 

@@ -1,0 +1,33 @@
+"""What a workload that fails even with every privilege was refused."""
+
+import dataclasses
+
+import pytest
+from sample_report import report
+
+from profiler.model import KernelCheck, Observation, Process
+from profiler.report.table import render
+
+LIMIT = Observation(
+    "prlimit64",
+    ("7", "RLIMIT_NOFILE", "{100, 200}", "NULL"),
+    -1,
+    None,
+    Process(7, "/usr/bin/prlimit"),
+    (KernelCheck("SYS_RESOURCE", False, "do_prlimit"),),
+)
+STOOD_IN = Observation(
+    "bpf", (), -22, None, Process(8, "/usr/bin/x"),
+    (KernelCheck("BPF", False, "bpf_capable"), KernelCheck("SYS_ADMIN", True, "bpf_capable")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("exit_code", "said"), [(1, True), (0, False)])
+def test_a_workload_that_fails_is_told_what_nobody_could_grant(exit_code, said):
+    failed = report((), verified=False, minimal=False)
+    facts = dataclasses.replace(failed.facts, not_granted=("SYS_RESOURCE", "BPF"))
+    trace = dataclasses.replace(failed.trace, observations=(LIMIT, LIMIT, STOOD_IN), exit_code=exit_code)
+    text = render(dataclasses.replace(failed, facts=facts, trace=trace), width=200)
+    line = "refused, as nobody here can grant SYS_RESOURCE: prlimit64(7, RLIMIT_NOFILE, {100, 200}, NULL) = -1 EPERM"
+    assert text.count(f"{line} by /usr/bin/prlimit") == said
+    assert "nobody here can grant BPF" not in text
