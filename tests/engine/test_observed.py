@@ -114,6 +114,11 @@ def test_what_fails_with_the_observed_calls_keeps_the_ordinary_profile(profiled,
     assert not any(Path(tmp_path).glob("*.seccomp.json"))
 
 
+def test_strict_watches_the_recipe_without_its_bound(profiled, tmp_path):
+    report = profiled("sh", "-c", "touch /made; chown 1 /made; true", strict=True, output=tmp_path / "m.json")
+    assert {p.label for p in report.verdict.recipe} == {"CHOWN", "seccomp:observed"}
+
+
 def test_calls_that_the_filter_denies_are_opened_and_the_rest_closed(profiled, tmp_path):
     report = profiled("unshare", "-U", "true", flags=("--user", "1000"), output=tmp_path / "m.json")
     assert {p.label for p in report.verdict.recipe} == {"seccomp:unshare", "seccomp:observed"}
