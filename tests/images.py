@@ -36,6 +36,8 @@ TOOLS = (
     "util-linux",
 )  # fmt: skip
 BUILDERS = ("buildah", "busybox-static", "docker.io", "gcc", "iptables", "libc6-dev", "make", "mount", "procps")
+# What newer suites have in a package of its own (Debian 13): installed with the other where there is such a package.
+SPLIT_OFF = {"docker.io": "?exact-name(docker-cli)"}
 
 DIRECTORIES = "bin sbin usr usr/bin usr/sbin etc root mnt proc sys dev tmp"
 ACCOUNTS = {
@@ -79,8 +81,9 @@ def userland(name: str, packages: tuple[str, ...], hooks: tuple[str, ...] = ()) 
     hooks); apt of this machine still reaches the suite's packages there by way of MMDEBSTRAP_APT_CONFIG.
     """
     suite = host_suite()
+    packages += tuple(SPLIT_OFF[name] for name in packages if name in SPLIT_OFF)
     tag = _tag(name, suite.encode(), *map(str.encode, (*packages, *hooks)))
-    return _built_once(tag, lambda: _import(tag, functools.partial(_bootstrap, suite, packages, hooks)))
+    return _built_once(tag, lambda: _import(tag, functools.partial(_bootstrap, suite, host_sources, packages, hooks)))
 
 
 def sample(directory: Path) -> str:
@@ -207,8 +210,10 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _bootstrap(suite: str, packages: tuple[str, ...], hooks: tuple[str, ...], archive: Path) -> None:
-    sources = host_sources()  # asked for no sooner: who has the image needs no source
+def _bootstrap(
+    suite: str, sources: Callable[[], str], packages: tuple[str, ...], hooks: tuple[str, ...], archive: Path
+) -> None:
+    # `sources` are asked for no sooner than here: who has the image needs none.
     # APT's own way to its sources (proxies, certificates) is the machine's affair: handed on as it is, and removed from
     # the image afterwards together with the sources.
     acquire = [line for line in _run(["apt-config", "dump", "Acquire"]).decode().splitlines() if '""' not in line]
@@ -221,7 +226,7 @@ def _bootstrap(suite: str, packages: tuple[str, ...], hooks: tuple[str, ...], ar
         "--customize-hook=cd \"$1\" && rm -rf " + " ".join(MACHINES_OWN),
         suite, str(archive), "-",
     ]  # fmt: skip
-    _run(command, stdin=sources.encode())
+    _run(command, stdin=sources().encode())
 
 
 def _import(tag: str, pack: Callable[[Path], None]) -> None:
