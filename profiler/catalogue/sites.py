@@ -254,12 +254,17 @@ SITES: tuple[Site, ...] = (
         "mounts and namespaces",
     ),
     _site("SYS_CHROOT", "__x64_sys_chroot ksys_chroot __do_sys_chroot", _SURE, "chroot"),
-    _site("SETUID", "__sys_setuid __sys_setresuid __sys_setreuid", _LIKELY, "taking another user's id"),
+    _site(
+        "SETUID",
+        "__sys_setuid __sys_setresuid __sys_setreuid",
+        _LIKELY,
+        "taking another user's id: a program that passes without it runs on as who it was",
+    ),
     _site(
         "SETGID",
         "__sys_setgid __sys_setresgid __sys_setregid __do_sys_setgroups may_setgroups",
         _LIKELY,
-        "taking another group's id",
+        "taking another group's id: a program that passes without it runs on as who it was",
     ),
 )
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
-from profiler.model import Observation, Process
+from profiler.model import KernelCheck, Observation, Process
 from profiler.tracer.processes import Processes, from_proc
 from profiler.witness.events import Accounting, Check, CheckKind, Event, Exec, Exit, Fork, TaskExit
 
@@ -46,6 +46,11 @@ class _Entry:
     def observation(self) -> Observation:
         checks = tuple(kind.check for kind in self.checks)
         return Observation(self.call, self.args, self.result, self.path, self.process, checks, self.count)
+
+
+def _opens_program(check: KernelCheck) -> bool:
+    """Whether the check was made in an exec for the right to execute the file itself, not for the way to it."""
+    return not check.borrowed and any(name.partition(".")[0] == "may_open" for name in check.stack)
 
 
 def _failure(result: int | None) -> int | None:
@@ -81,6 +86,7 @@ class Ledger:
         self._carried = carried
         self._absent = absent
         self._pending: dict[int, list[_Entry]] = {}
+        self._opening: dict[int, list[_Entry]] = {}  # by task: checks on opening a program, until it is known which
         self._entries: dict[_Key, _Entry] = {}
         self._of_kind: dict[_Key, int] = {}
         self._order: dict[CheckKind, int] = {}
@@ -139,6 +145,8 @@ class Ledger:
                 for pending in queue:
                     self._close(pending, None)
             self._pending.clear()
+            for pid in tuple(self._opening):
+                self._not_executed(pid)
             entries = list(self._entries.values())
             if self._accounting is not None:
                 entries.append(self._accounting)
@@ -157,12 +165,16 @@ class Ledger:
                 self._close_before(pid, event.time_ns, executed=pid == event.old_pid)
             found, carried = seen.get((event.time_ns, event.pid), (None, ()))
             self._processes.executed(event.time_ns, event.pid, event.old_pid, event.filename, found)
+            args = (f'"{event.filename}"',)
+            for opened in self._opening.pop(event.old_pid, ()):
+                opened.args, opened.path = args, event.filename
+                self._count(opened, 0)
             if carried:
-                args = (f'"{event.filename}"',)
                 by = self._processes.of(event.pid)
                 self._count(_Entry("execve", args, event.filename, by, carried, event.time_ns), 0)
         else:
             self._close_before(event.pid, event.time_ns)
+            self._not_executed(event.pid)
             self._processes.ended(event.time_ns, event.pid)
 
     def _close_before(self, pid: int, time_ns: int, *, executed: bool = False) -> None:
@@ -199,7 +211,19 @@ class Ledger:
             if kind not in pending.checks:
                 pending.checks = (*pending.checks, kind)
             return
-        self._count(_Entry(kind.call, (), None, self._processes.of(event.pid), (kind,)), None)
+        alone = _Entry(kind.call, (), None, self._processes.of(event.pid), (kind,))
+        waiting = self._opening.get(event.pid)
+        if waiting is not None and (kind.call not in EXECS or any(kind in one.checks for one in waiting)):
+            self._not_executed(event.pid)  # it went on to something else, or tries another file
+        if kind.call in EXECS and _opens_program(kind.check):
+            self._opening.setdefault(event.pid, []).append(alone)
+        else:
+            self._count(alone, None)
+
+    def _not_executed(self, pid: int) -> None:
+        """The task did not execute what it had opened, or ended meanwhile: which file it was is not known."""
+        for alone in self._opening.pop(pid, ()):
+            self._count(alone, None)
 
     def _under_way(self, pid: int, time_ns: int) -> _Entry | None:
         """The task's call that was under way at a time; those before it must have ended, and are closed."""

@@ -101,6 +101,34 @@ def test_exec_has_succeeded_when_another_program_runs():
     assert [one[:3] for one in seen(ledger)] == [("execve", ("/bin/true",), 0), ("execveat", ("/bin/false",), 0)]
 
 
+PROGRAM = CheckKind(
+    KernelCheck("DAC_OVERRIDE", True, "generic_permission", ("generic_permission", "may_open.isra.0", "path_openat")),
+    "execve",
+)
+WAY = CheckKind(
+    KernelCheck("DAC_READ_SEARCH", True, "generic_permission", ("generic_permission", "link_path_walk")), "execve"
+)
+
+
+def test_a_check_on_a_program_that_was_not_stopped_is_told_by_what_runs_then():
+    ledger = Ledger()
+    ledger.feed([Check(10, NOBODY, WAY), Check(11, NOBODY, PROGRAM), Exec(12, NOBODY, NOBODY, "/bin/mine")])
+    assert seen(ledger) == [
+        ("execve", (), None, ("DAC_READ_SEARCH",), 1),
+        ("execve", ('"/bin/mine"',), 0, ("DAC_OVERRIDE",), 1),
+    ]
+
+
+def test_of_a_program_that_does_not_run_nothing_is_told():
+    for ending in ([], [TaskExit(12, NOBODY)], [Check(12, NOBODY, READ), Exec(13, NOBODY, NOBODY, "/bin/other")]):
+        ledger = Ledger()
+        ledger.feed([Check(11, NOBODY, PROGRAM), *ending])
+        assert seen(ledger)[0] == ("execve", (), None, ("DAC_OVERRIDE",), 1)
+    ledger = Ledger()
+    ledger.feed([Check(10, NOBODY, PROGRAM), Check(11, NOBODY, PROGRAM), Exec(12, NOBODY, NOBODY, "/bin/mine")])
+    assert [one[1] for one in seen(ledger)] == [(), ('"/bin/mine"',)]
+
+
 def test_a_call_of_a_task_that_is_killed_has_no_result():
     ledger = Ledger()
     chown(ledger, 10, "1")
