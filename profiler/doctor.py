@@ -66,7 +66,8 @@ def _engine(facts: Callable[[], HostFacts]) -> tuple[Probe, ...]:
             "grantable",
             not missing,
             f"{len(found.grantable)} capabilities" + (f"; not {missing}" if missing else ""),
-            "the engine's own processes lack them: start it where root has all capabilities, if a workload needs one",
+            "the engine's own processes lack them, or it does not know them: if a workload needs one, start the"
+            " engine where root has all capabilities, or a newer one",
         ),
     )
 

@@ -27,6 +27,7 @@ _EVERY_CONTAINERS = frozenset({"null", "zero", "full", "random", "urandom", "tty
 _OWN_MOUNTS = frozenset({"pts", "shm", "mqueue", "fd"})
 _CAPABILITY = re.compile(r"CAP_([A-Z_]+)")
 _DEVICE = re.compile(r"device \"?(/dev/[^\"\s]+)\"?")
+_NO_IMAGE = "no such image"
 _NO_GATE = "bind source path does not exist"
 _ENGINE_PROGRAMS = frozenset({"dockerd", "containerd"})
 
@@ -55,7 +56,7 @@ def find_grants(engine: Engine, words: Sequence[str]) -> Grants:
     Raises HostError when not even a container without any privilege starts, or when its processes are not on this host.
     """
     try:
-        known = _known(engine, words)
+        known = known_capabilities(engine, words)
     except Refused as refused:
         if _NO_GATE in refused.reason:  # the engine does not even see the gate's file
             raise elsewhere() from refused
@@ -92,8 +93,11 @@ def _nodes(directory: Path, skipped: frozenset[str]) -> list[Path]:
     return found
 
 
-def _known(engine: Engine, words: Sequence[str]) -> frozenset[str]:
-    """The capabilities that the engine knows: it names the first that it does not, so one attempt each is needed."""
+def known_capabilities(engine: Engine, words: Sequence[str]) -> frozenset[str]:
+    """The capabilities that the engine knows: it names the first that it does not, so one attempt each is needed.
+
+    `words` are as for `find_grants`; the engine looks at the capabilities first, so their image need not exist.
+    """
     known = set(CAPABILITIES)
     while True:
         flags = flags_of(frozenset(map(Capability, known)))
@@ -102,6 +106,8 @@ def _known(engine: Engine, words: Sequence[str]) -> frozenset[str]:
                 return frozenset(known)
         except Refused as refused:
             named = set(_CAPABILITY.findall(refused.reason)) & known
+            if _NO_IMAGE in refused.reason.lower():
+                return frozenset(known)
             if not named:
                 raise
             known -= named

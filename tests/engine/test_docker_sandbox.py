@@ -21,6 +21,7 @@ import pytest
 from profiler.errors import HostError, UsageError
 from profiler.harness import docker_gate, docker_sandbox
 from profiler.harness.docker_engine import Refused
+from profiler.harness.docker_facts import engine_facts
 from profiler.harness.docker_leftovers import clean_leftovers
 from profiler.harness.docker_sandbox import DockerSandbox
 from profiler.kernel.steer import Steered
@@ -117,6 +118,7 @@ def test_what_is_said_to_be_granted_is_granted(sandbox):
     assert (facts.engine, facts.engine_version != "") == ("docker", True)
     assert {"SYS_ADMIN", "CHOWN"} <= facts.grantable
     assert not facts.grantable & set(facts.not_granted)
+    assert engine_facts().grantable == facts.grantable  # what doctor finds without an image
     assert facts.cgroup_version in (1, 2)
     broad = box.broad()
     assert {Capability(name) for name in facts.grantable} <= broad
