@@ -9,6 +9,7 @@ import errno
 import functools
 import itertools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,14 +21,17 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound, TLSParameterError
 
-from profiler.errors import HostError, UsageError
+from profiler.errors import HostError, ProfilerError, UsageError
 from profiler.harness.docker_arguments import DockerRun
+from profiler.harness.loops import bound_below, let_go
+from profiler.kernel.loops import BoundLoop, bound
 from profiler.leftovers import LABEL, owner_tag
 
 _CLIENT_SECONDS = 60.0  # for client commands that only ask the engine something; creating may copy an image's volume
 _NUMBERS = itertools.count()
 _NOT_MODIFIED, _BAD_REQUEST, _CONFLICT = 304, 400, 409  # HTTP, as the engine's API uses them
 _INSTALL = "install Docker, or give the command itself to profile it without an engine"
+_ANONYMOUS = re.compile("[0-9a-f]{64}")  # how the engine names a volume that nobody named
 _UNANSWERED = "start it (systemctl start docker), or point DOCKER_HOST to a running one"
 
 
@@ -236,8 +240,24 @@ class Engine:
         self._quietly(lambda: self.api.kill(container))
 
     def remove(self, container: str) -> None:
-        """Kill and remove it with its anonymous volumes. Quiet when it is gone."""
+        """Kill and remove it with its anonymous volumes, and let go of the loop devices that it bound to files of its
+        own. Quiet when it is gone."""
+        own = self._own_loops(container)
         self._quietly(lambda: self.api.remove_container(container, v=True, force=True))
+        let_go(own)
+
+    def _own_loops(self, container: str) -> tuple[BoundLoop, ...]:
+        """The loop devices whose files go with the container: in its layers, and in its anonymous volumes."""
+        if not bound():
+            return ()
+        try:
+            found = self.inspect(container)
+        except ProfilerError:  # gone
+            return ()
+        driver = (found.get("GraphDriver") or {}).get("Data") or {}
+        layers = [driver.get("UpperDir", ""), *driver.get("LowerDir", "").split(":")]
+        volumes = [m["Source"] for m in found.get("Mounts") or () if _ANONYMOUS.fullmatch(m.get("Name") or "")]
+        return bound_below([layer for layer in layers if layer], volumes)
 
     def answers(self) -> bool:
         """Whether the engine still answers."""

@@ -24,6 +24,7 @@ from typing import NoReturn
 from profiler.errors import ProfilerError
 from profiler.harness import native_cgroups, native_mounts, native_root, native_system
 from profiler.harness.fingerprint import digest_of, stamp_of
+from profiler.harness.loops import bound_below, let_go
 from profiler.harness.native_spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.kernel import namespaces
 from profiler.kernel.capabilities import drop_bounding, set_own
@@ -62,7 +63,9 @@ def main(spec_fd: int, control_fd: int) -> int:
     finally:
         native_cgroups.remove(host.groups)
         for store in spec.stores:
+            loops = bound_below([str(upper) for upper in Path(store).glob("*/upper")], [])
             shutil.rmtree(store, ignore_errors=True)
+            let_go(loops)
     return 0
 
 
