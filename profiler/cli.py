@@ -129,6 +129,13 @@ def capprofile(debug: bool) -> None:
     is_flag=True,
     help="Watch each rerun that passes once more; it fails when a call is denied in it that had succeeded.",
 )
+@click.option(
+    "--exit-code",
+    type=int,
+    default=0,
+    metavar="N",
+    help="How the workload ends when it has done its work, 124 below timeout(1) for example.  [default: 0]",
+)
 @click.option("--keep-optional", is_flag=True, help="Keep what is asked for even if the workload passes without it.")
 @click.option(
     "--check",
@@ -179,6 +186,7 @@ def run(
     until_healthy: bool,
     repeat: int,
     strict: bool,
+    exit_code: int,
     keep_optional: bool,
     check: str | None,
     check_inside: str | None,
@@ -205,6 +213,7 @@ def run(
         until_healthy=until_healthy,
         repeat=repeat,
         strict=strict,
+        exit_code=exit_code,
         keep_optional=keep_optional,
         check=check,
         check_inside=check_inside,
@@ -232,10 +241,12 @@ def _judge(report: Report) -> None:
     """Turn a verdict that is not `verified` into the error that says so: its exit code is this program's."""
     if report.verdict.verified:
         return
-    if not report.verdict.runs:
+    if report.fails_anyway:
+        code = report.trace.exit_code
         raise WorkloadError(
-            f"the workload fails even with every privilege (exit code {report.trace.exit_code})",
-            "make it pass with --privileged first; a service that never ends needs --for or --until-healthy",
+            f"the workload fails even with every privilege (exit code {code})",
+            "make it pass with --privileged first; a service that never ends needs --for or --until-healthy"
+            + (f"; if {code} is how it should end, say --exit-code {code}" if code else ""),
         )
     raise UnverifiedError(
         "no verified recipe: the workload did not pass with the privileges above",

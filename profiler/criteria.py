@@ -71,9 +71,9 @@ def judge_traced(options: Options, trace: Trace) -> None:
         failed = trace.stopped.complaint
     elif options.until_healthy:
         failed = f"the workload ended with exit code {trace.exit_code} before it was healthy"
-    elif trace.exit_code == 0 and options.check is not None:
+    elif trace.exit_code == options.exit_code and options.check is not None:
         failed = checked(options.check)
-    if not failed and (trace.stopped is not None or trace.exit_code == 0):
+    if not failed and (trace.stopped is not None or trace.exit_code == options.exit_code):
         failed = next((f"{path} is not produced" for path in options.expect if not trace.files.get(path)), None)
     if failed:
         raise WorkloadError(f"even with every privilege {failed}", "mend the workload, or what is asked of it, first")

@@ -12,6 +12,7 @@ from profiler.errors import UsageError
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 DEFAULT_PROVE_BUDGET = 120.0  # seconds
+EXIT_CODES = 255  # the largest: wait(2)
 
 
 class Seccomp(enum.StrEnum):
@@ -51,6 +52,7 @@ class Options:
     until_healthy: bool = False  # a service is stopped as soon as the engine calls it healthy
     repeat: int = 1  # traced runs whose traces are merged
     strict: bool = False  # a rerun in which a call is denied that had succeeded does not pass
+    exit_code: int = 0  # of a workload that has done its work
     keep_optional: bool = False  # keep what the workload asks for and passes without
     check: str | None = None  # shell command on this host after each run, or before a service is stopped: 0 is passed
     check_inside: str | None = None  # the same inside a service's container
@@ -69,6 +71,10 @@ class Options:
         for name, seconds in (("--timeout", self.timeout), ("--for", self.run_for)):
             if seconds is not None and seconds <= 0:
                 raise UsageError(f"{name} must be longer than nothing", f"for example {name} 30s")
+        if not 0 <= self.exit_code <= EXIT_CODES:
+            raise UsageError(
+                f"--exit-code {self.exit_code}: there is no such exit code", f"name one up to {EXIT_CODES}"
+            )
         if self.prove_budget < 0:
             raise UsageError("--prove-budget cannot be negative", "use --no-prove to try no removals")
         if self.run_for is not None and self.until_healthy:

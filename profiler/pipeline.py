@@ -82,7 +82,7 @@ def profile(sandbox: Sandbox, options: Options, announce: Announce) -> Report:
             announce(f"not granted here, so not profiled: {', '.join(facts.not_granted)}")
         trace = case.watched()
         understanding = Understanding(sandbox, facts.grantable, trace, options.seccomp)
-        if trace.exit_code != 0 and trace.stopped is None and trace.interrupted is None:
+        if trace.exit_code != options.exit_code and trace.stopped is None and trace.interrupted is None:
             lean = understanding.recipe(Doubt.LIKELY)
             return case.report(trace, understanding.requirements, Verdict(lean, False, False, ()), Proof(lean, {}, ()))
         return case.settled(trace, understanding)
@@ -130,7 +130,7 @@ class _Case:
             elif self.options.run_for is not None and traces[-1].stopped is None:
                 self.announce("it ended by itself before that time: profiled as a command that ends")
             judge_traced(self.options, traces[-1])
-        return _merged(traces)
+        return _merged(traces, self.options.exit_code)
 
     def _interrupted(self, trace: Trace) -> None:
         """Ctrl-C has ended the service, which so has done what it should."""
@@ -313,7 +313,7 @@ class _Case:
         failed = f"failed with exit code {outcome.exit_code}"
         if outcome.timed_out and outcome.stopped is None:
             failed = "did not end in time"
-        elif outcome.stopped is not None or outcome.exit_code == 0:
+        elif outcome.stopped is not None or outcome.exit_code == self.options.exit_code:
             failed = f"failed: {rerun.failure}"
         ended = "passed" if rerun.passed else failed
         self.announce(f"{rerun.purpose}: [{labels or 'no privilege'}] {ended} ({outcome.seconds:.1f} s)")
@@ -369,8 +369,8 @@ def _observations(row: Requirement) -> list[Observation]:
     return [piece for piece in row.evidence if isinstance(piece, Observation)]
 
 
-def _merged(traces: Sequence[Trace]) -> Trace:
-    """Several runs' traces as one: all that any of them showed."""
+def _merged(traces: Sequence[Trace], exit_code: int) -> Trace:
+    """Several runs' traces as one: all that any of them showed. `exit_code` is that of a run that went well."""
     if len(traces) == 1:
         return traces[0]
     losses: dict[str, int] = {}
@@ -383,9 +383,10 @@ def _merged(traces: Sequence[Trace]) -> Trace:
         devices=tuple(d for trace in traces for d in trace.devices),
         raw_calls=tuple(c for trace in traces for c in trace.raw_calls),
         losses=losses,
-        exit_code=next((t.exit_code for t in traces if t.exit_code), 0),
+        exit_code=next((t.exit_code for t in traces if t.exit_code != exit_code), exit_code),
         notes=tuple(dict.fromkeys(note for trace in traces for note in trace.notes)),
         stopped=next((t.stopped for t in traces if t.stopped is not None), None),
         called=observing.merged(trace.called for trace in traces),
+        sysctls={key: value for trace in traces for key, value in trace.sysctls.items()},
         interrupted=max((t.interrupted for t in traces if t.interrupted is not None), default=None),
     )

@@ -32,5 +32,10 @@ class Report:
     warnings: tuple[str, ...] = ()
     apparmor: OwnProfile | None = None
 
+    @property
+    def fails_anyway(self) -> bool:
+        """Whether the workload failed with every privilege, so that nothing was rerun."""
+        return not self.verdict.verified and not self.verdict.runs
+
 
 __all__ = ["JudgedRequirement", "Report"]

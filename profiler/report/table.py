@@ -108,10 +108,8 @@ def _verification(report: Report) -> Iterator[tuple[str, str]]:
                 for run in verdict.runs[-_RUNS_SHOWN:]
             )
             yield "bold red", f"not verified: {many} ({_seconds(verdict.runs)}), none passed with this recipe ({codes})"
-        case _ if report.trace.exit_code != 0:
-            yield "bold red", f"not verified: exit code {report.trace.exit_code} even with every privilege"
         case _:
-            yield "bold yellow", "not verified: no rerun was made"
+            yield "bold red", f"not verified: exit code {report.trace.exit_code} even with every privilege"
 
 
 def _meaning(report: Report) -> Iterator[tuple[str, str]]:
@@ -151,7 +149,7 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
 
 def _refused(report: Report) -> Iterator[str]:
     """Where the workload fails even with every privilege: the calls that failed for one that nobody here can grant."""
-    if report.trace.exit_code == 0 or report.trace.stopped is not None or report.verdict.verified:
+    if not report.fails_anyway:
         return
     seen: dict[str, str] = {}
     for observation in report.trace.observations:

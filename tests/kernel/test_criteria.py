@@ -56,6 +56,17 @@ def test_what_ends_by_itself_before_is_an_ordinary_command(profiled):
     assert any("ended by itself" in line for line in said)
 
 
+def test_a_command_may_end_well_with_another_exit_code(profiled):
+    ended = f"{MOUNTS} && exit 124; exit 3"
+    report, said = profiled(ended, exit_code=124)
+    assert members(report) == {"SYS_ADMIN"}
+    assert report.verdict.passes == ("it exits with 124",)
+    report, _ = profiled(ended)
+    assert report.fails_anyway
+    report, _ = profiled("true", exit_code=124)
+    assert report.fails_anyway
+
+
 def test_a_host_check_is_made_while_a_service_runs(profiled, tmp_path):
     log = tmp_path / "log"
     report, _ = profiled(

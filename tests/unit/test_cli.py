@@ -67,7 +67,7 @@ def test_defaults(profiled):
 
 def test_every_option_is_understood(profiled, tmp_path):
     words = "--prove --jobs 3 --timeout 2m --for 30s --repeat 2 --strict --keep-optional --check c --check-inside i"
-    words += " --expect a --expect b --seccomp unconfined --network host --quiet --prove-budget 1h"
+    words += " --expect a --expect b --exit-code 3 --seccomp unconfined --network host --quiet --prove-budget 1h"
     target = tmp_path / "m.json"
     assert answer(["run", "-o", str(target), *words.split(), "--", "true"]) == errors.EXIT_VERIFIED
     assert profiled.calls[0][1] == Options(
@@ -79,6 +79,7 @@ def test_every_option_is_understood(profiled, tmp_path):
         run_for=30.0,
         repeat=2,
         strict=True,
+        exit_code=3,
         keep_optional=True,
         check="c",
         check_inside="i",
@@ -103,6 +104,7 @@ def test_no_prove(profiled):
         ["--jobs", "0", "--", "true"],
         ["--jobs", "many", "--", "true"],
         ["--repeat", "0", "--", "true"],
+        ["--exit-code", "256", "--", "true"],
         ["--timeout", "soon", "--", "true"],
         ["--timeout", "0", "--", "true"],
         ["--for", "5", "--until-healthy", "--", "true"],
