@@ -58,7 +58,7 @@ def test_what_ends_by_itself_before_is_an_ordinary_command(profiled):
 
 def test_a_command_may_end_well_with_another_exit_code(profiled):
     ended = f"{MOUNTS} && exit 124; exit 3"
-    report, said = profiled(ended, exit_code=124)
+    report, _ = profiled(ended, exit_code=124)
     assert members(report) == {"SYS_ADMIN"}
     assert report.verdict.passes == ("it exits with 124",)
     report, _ = profiled(ended)
