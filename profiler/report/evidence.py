@@ -130,10 +130,15 @@ def headline(document: Document) -> str:
     return printable(line + (f" ×{count}" if count > 1 else ""))
 
 
-def tellingness(document: Document) -> tuple[bool, bool, bool]:
-    """A sort key, larger is better: what is known with its arguments, its path, or at least its call comes first."""
+def tellingness(document: Document) -> tuple[bool, bool, bool, bool]:
+    """A sort key, larger is better: what is known with its arguments, its path, or at least its call comes first.
+
+    Of devices, those that were written to or made: programs read others of the pool while they look for one.
+    """
+    device = document.get("device")
     return (
         bool(document.get("args")) and not document.get("filtered"),
         bool(document.get("path")),
         document.get("syscall") is not None,
+        isinstance(device, Mapping) and (bool(device.get("made")) or "w" in str(device.get("access"))),
     )

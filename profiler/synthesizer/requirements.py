@@ -235,7 +235,7 @@ def _merged(needs: Iterable[Need]) -> tuple[Requirement, ...]:
         groups.setdefault(need.alternatives, []).append(need)
     merged = []
     for alternatives, group in _joined_devices(groups).items():
-        group.sort(key=lambda need: (need.doubt, not _is_told(need.evidence)))
+        group.sort(key=lambda need: (need.doubt, not _is_told(need.evidence), _only_looked_at(need.evidence)))
         # What decides nothing is no evidence beside what may, nor what may beside what does: nft asks for a larger
         # buffer with its arguments known, but its rules, sent by a call that is not stopped, are what fails.
         surest = max(group[0].doubt, Doubt.LIKELY)
@@ -248,6 +248,12 @@ def _merged(needs: Iterable[Need]) -> tuple[Requirement, ...]:
 def _is_told(evidence: Evidence) -> bool:
     """Whether the evidence names more than the call: then it is shown first."""
     return not isinstance(evidence, Observation) or bool(evidence.args)
+
+
+def _only_looked_at(evidence: Evidence) -> bool:
+    """Whether it is a device that was not written to: mount and losetup read every node of a pool on their way to the
+    one that they take."""
+    return isinstance(evidence, DeviceUse) and not evidence.made and "w" not in evidence.access
 
 
 def _joined_devices(

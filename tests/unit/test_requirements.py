@@ -219,3 +219,11 @@ def test_what_surely_needs_it_is_the_evidence_and_not_what_may():
     assert row.evidence == (rules,)
     (row,) = requirements(Trace((buffer,), (), (), {}, 0, 0.0), EVERYTHING, Pools({}), confined=True)
     assert row.evidence == (buffer,)
+
+
+def test_a_node_that_was_written_to_is_told_before_those_that_were_looked_at():
+    looked = tuple(DeviceUse(f"/dev/loop{n}", "b", 7, n, "r", SHELL) for n in range(20))
+    taken = DeviceUse("/dev/loop20", "b", 7, 20, "rw", SHELL)
+    trace = Trace((), (*looked, taken), (), {}, 0, 0.0)
+    (row,) = requirements(trace, EVERYTHING, Pools({("b", 7): ("/dev/loop20",)}), confined=True)
+    assert row.evidence[0] == taken
