@@ -171,6 +171,9 @@ def _commands(report: Report, width: int) -> Iterator[tuple[str, str]]:
         yield "run this instead:" if verified else "not verified:", _safe(report.docker_command, width)
         return
     recipe = report.verdict.recipe
+    if not verified:
+        yield "not verified:", _safe(setpriv_line(recipe, report.command), width)
+        return
     yield "with setpriv:", _safe(setpriv_line(recipe, report.command), width)
     yield "with systemd:", _safe(systemd_run_line(recipe, report.command), width)
     yield "flags for docker run:", _safe(report.docker_args, width)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 
 import pytest
-from sample_report import EVERYTHING, FACTS, SYS_ADMIN, report
+from sample_report import EVERYTHING, FACTS, LOOP, LOOPED, MOUNT, ROWS, SYS_ADMIN, report
 
-from profiler.model import AllowList, Capability, Observation, Observed, Outcome, Process, Rerun, Trace, Verdict
+from profiler.model import (
+    AllowList,
+    Capability,
+    DeviceUse,
+    Observation,
+    Observed,
+    Outcome,
+    Process,
+    Rerun,
+    Trace,
+    Verdict,
+)
 from profiler.report import table
 from profiler.report.table import PLAIN_WIDTH, render
 
@@ -168,3 +180,19 @@ def test_what_nobody_could_grant_is_named():
 
 def test_the_width_never_breaks_the_command():
     assert table.render(report(EVERYTHING), width=60).count("\\\n") >= 1
+
+
+def test_of_a_pool_the_node_that_was_written_to_is_shown():
+    row = ROWS[LOOP]
+    evidence = (DeviceUse("/dev/loop7", "b", 7, 7, "r", MOUNT), LOOPED)
+    changed = dataclasses.replace(row, requirement=dataclasses.replace(row.requirement, evidence=evidence))
+    text = render(report((LOOP,), requirements=(changed,)))
+    assert "used /dev/loop0 (rw)" in text
+    assert "loop7" not in text
+
+
+def test_a_recipe_that_is_not_verified_is_one_line_that_says_so():
+    text = render(report(native=True, verified=False, minimal=False))
+    assert "\nnot verified:\nsetpriv --bounding-set=-all,+sys_admin" in text
+    assert "systemd-run" not in text
+    assert "flags for docker run" not in text
