@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from profiler.model import AllowList, Rerun, Status
+from profiler.model import AllowList, Rerun, Status, Syscalls
 from profiler.report.evidence import document_of, headline, printable, tellingness
 from profiler.report.interface import JudgedRequirement, Report
 from profiler.report.lines import setpriv_line, shell_lines, systemd_run_line
@@ -126,8 +126,14 @@ def _meaning(report: Report) -> Iterator[tuple[str, str]]:
 def _left_out(report: Report) -> Iterator[tuple[str, str]]:
     """What some call asked for and the workload passes without, each with what it was asked for."""
     known = "passes without it" if report.verdict.verified else "doubtful, not tried"
-    for privilege, tried in sorted(report.verdict.optional.items(), key=lambda item: item[0].label):
-        yield "", f"left out: {privilege.label} ({known}): {tried}"
+    rows = sorted(report.verdict.optional.items(), key=lambda item: item[0].label)
+    calls = [(privilege.label, tried) for privilege, tried in rows if isinstance(privilege, Syscalls)]
+    for privilege, tried in rows:
+        if not isinstance(privilege, Syscalls):
+            yield "", f"left out: {privilege.label} ({known}): {tried}"
+    if calls:  # one line: libnuma alone asks for two in many a program, and `explain` tells each
+        such = "" if len(calls) == 1 else "such as "
+        yield "", f"left out: {' '.join(label for label, _ in calls)} ({known}): {such}{calls[0][1]}"
 
 
 def _remarks(report: Report) -> Iterator[tuple[str, str]]:
