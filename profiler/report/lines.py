@@ -30,6 +30,7 @@ def systemd_run_line(recipe: Recipe, command: Sequence[str]) -> tuple[str, ...]:
     """The words of a systemd-run(1) command that runs `command` in a transient service with `recipe`.
 
     Capabilities and devices are bounded; a service has neither seccomp filter nor masked paths that would need opening.
+    It starts in the caller's directory, as the profiled command did: services start in `/` otherwise.
     """
     properties = ["CapabilityBoundingSet=" + " ".join(f"CAP_{name}" for name in _capabilities(recipe))]
     properties.append("DevicePolicy=closed")
@@ -44,7 +45,7 @@ def systemd_run_line(recipe: Recipe, command: Sequence[str]) -> tuple[str, ...]:
             case _:
                 continue
     flags = [word for text in properties for word in ("-p", text)]
-    return ("systemd-run", "--pipe", "--wait", "--collect", *flags, "--", *command)
+    return ("systemd-run", "--pipe", "--wait", "--collect", "--same-dir", *flags, "--", *command)
 
 
 def shell_lines(words: Sequence[str], width: int) -> str:

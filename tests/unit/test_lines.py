@@ -58,7 +58,7 @@ def test_the_setpriv_line_gives_exactly_the_recipe(names):
 def test_systemd_gets_capabilities_and_devices():
     members = frozenset({SYS_ADMIN, Capability("CHOWN"), FUSE, LOOP, DeviceClass("c", 10, 229, "rw"), MASKED})
     line = systemd_run_line(members, ("true", "-x"))
-    assert line[:4] == ("systemd-run", "--pipe", "--wait", "--collect")
+    assert line[:5] == ("systemd-run", "--pipe", "--wait", "--collect", "--same-dir")
     properties = [value for flag, value in itertools.pairwise(line) if flag == "-p"]
     assert properties == [
         "CapabilityBoundingSet=CAP_CHOWN CAP_SYS_ADMIN",
