@@ -37,17 +37,20 @@ def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weig
 
 
 def refusals(trace: Trace, requirement: Requirement) -> tuple[Observation, ...]:
-    """The calls of `trace` in which the kernel refused one of the requirement's capabilities; those that failed first.
+    """The calls of `trace` in which the kernel refused one of the requirement's capabilities, the most telling first:
+    calls that it has as evidence, then those that failed.
 
-    A call may ask for something that decides only on what else it shows (/proc/PID/stat), and then succeed.
+    A call may ask for something that decides only on what else it shows (/proc/PID/stat), and then succeed; netlink
+    answers in its reply, and what fails before it may be a larger buffer that nobody misses.
     """
+    asked = {piece.call for piece in requirement.evidence if isinstance(piece, Observation)}
     names = {p.name for alternative in requirement.alternatives for p in alternative if isinstance(p, Capability)}
     refused = [
         observation
         for observation in trace.observations
         if any(check.capability in names and not check.granted for check in observation.checks)
     ]
-    return tuple(sorted(refused, key=lambda observation: (observation.result or 0) >= 0))
+    return tuple(sorted(refused, key=lambda one: (one.call not in asked, (one.result or 0) >= 0)))
 
 
 def _as_granted(checks: Iterable[KernelCheck], held: set[str]) -> Iterable[KernelCheck]:

@@ -72,3 +72,11 @@ def test_only_what_is_unmet_and_may_matter_is_looked_at():
 def test_what_failed_is_told_before_what_was_refused_and_succeeded_all_the_same():
     succeeded, failed = observed(154, granted=False), observed(-1, granted=False)
     assert refusals(watched(succeeded, observed(0), failed), row(observed(0))) == (failed, succeeded)
+
+
+def test_what_the_requirement_is_about_is_told_before_what_fails_beside_it():
+    check = (KernelCheck("CHOWN", False, "somewhere"),)
+    buffer = Observation("setsockopt", ("SO_SNDBUFFORCE",), -1, None, BY, check)
+    rules = Observation("sendmsg", ("NETLINK_NETFILTER",), 20, None, BY, check)
+    unstopped = Observation("sendmsg", (), None, None, BY, (KernelCheck("CHOWN", True, "somewhere"),))
+    assert refusals(watched(buffer, rules), row(unstopped)) == (rules, buffer)
