@@ -124,16 +124,21 @@ def _meaning(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _left_out(report: Report) -> Iterator[tuple[str, str]]:
-    """What some call asked for and the workload passes without, each with what it was asked for."""
-    known = "passes without it" if report.verdict.verified else "doubtful, not tried"
-    rows = sorted(report.verdict.optional.items(), key=lambda item: item[0].label)
-    calls = [(privilege.label, tried) for privilege, tried in rows if isinstance(privilege, Syscalls)]
-    for privilege, tried in rows:
-        if not isinstance(privilege, Syscalls):
-            yield "", f"left out: {privilege.label} ({known}): {tried}"
+    """What some call asked for and the workload passes without, with what it was asked for: one call's in one line."""
+    grouped: dict[str, list[str]] = {}  # a list for capset(2) asks for all of its members at once
+    calls: list[tuple[str, str]] = []
+    for privilege, tried in sorted(report.verdict.optional.items(), key=lambda item: item[0].label):
+        if isinstance(privilege, Syscalls):
+            calls.append((privilege.label, tried))
+        else:
+            grouped.setdefault(tried, []).append(privilege.label)
     if calls:  # one line: libnuma alone asks for two in many a program, and `explain` tells each
         such = "" if len(calls) == 1 else "such as "
-        yield "", f"left out: {' '.join(label for label, _ in calls)} ({known}): {such}{calls[0][1]}"
+        grouped[such + calls[0][1]] = [label for label, _ in calls]
+    for tried, labels in grouped.items():
+        passes = "passes without it" if len(labels) == 1 else "passes without them"
+        known = passes if report.verdict.verified else "doubtful, not tried"
+        yield "", f"left out: {' '.join(labels)} ({known}): {tried}"
 
 
 def _remarks(report: Report) -> Iterator[tuple[str, str]]:
