@@ -27,6 +27,11 @@ CALLS = native_accuracy.workloads("native_calls.toml")
 SECONDS = 30.0  # for one run of the oracle
 
 
+def test_the_calls_program_is_here() -> None:
+    """Without it every call would fail, and be left out as one that cannot work on this host."""
+    assert Path(native_accuracy.PYTHON).exists(), "install python3"
+
+
 @pytest.mark.parametrize("argv", CALLS.values(), ids=CALLS.keys())
 def test_the_recipe_is_exact(argv: list[str], tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents[:2]):  # some calls are an ordinary user's
