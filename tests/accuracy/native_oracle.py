@@ -5,11 +5,13 @@ Called by the accuracy runner; not collected by pytest. Needs root, as the sandb
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("native_oracle.sh")
@@ -53,8 +55,20 @@ def passes(argv: list[str], members: frozenset[str], timeout: float, cwd: Path) 
             code = -1
         finally:
             if group is not None:
-                group.rmdir()
+                _remove(group)
     return code == 0
+
+
+def _remove(group: Path) -> None:
+    """What `unshare --kill-child` kills when it is killed itself is gone a little later."""
+    until = time.monotonic() + 10
+    while True:
+        try:
+            return group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _devices(members: frozenset[str]) -> tuple[list[str], list[str]]:
