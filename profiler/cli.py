@@ -234,18 +234,21 @@ def run(
         profile = manifest.Manifest(document).seccomp_profile
         if profile is not None:
             _say(f"its seccomp profile is {profile}")
-    _judge(report)
+    _judge(report, options)
 
 
-def _judge(report: Report) -> None:
+def _judge(report: Report, options: Options) -> None:
     """Turn a verdict that is not `verified` into the error that says so: its exit code is this program's."""
     if report.verdict.verified:
         return
     if report.fails_anyway:
         code = report.trace.exit_code
+        privileged = "with --privileged" if report.engine != "native" else "as root"
+        alone = report.engine == "native" and options.network is Network.PRIVATE
         raise WorkloadError(
             f"the workload fails even with every privilege (exit code {code})",
-            "make it pass with --privileged first; a service that never ends needs --for or --until-healthy"
+            f"make it pass {privileged} first; a service that never ends needs --for or --until-healthy"
+            + ("; here it reaches nobody but itself: --network host gives it this host's network" if alone else "")
             + (f"; if {code} is how it should end, say --exit-code {code}" if code else ""),
         )
     raise UnverifiedError(

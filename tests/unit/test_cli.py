@@ -16,7 +16,7 @@ from sample_report import EVERYTHING, SYS_ADMIN, report
 from profiler import cleaning, cli, doctor, errors
 from profiler.cli import answer
 from profiler.errors import HostError, UnverifiedError, UsageError, WorkloadError
-from profiler.model import HostFacts, Verdict
+from profiler.model import HostFacts, Trace, Verdict
 from profiler.options import Network, Options, Prove, Seccomp, duration
 from profiler.report import manifest, table
 from profiler.signals import Ended
@@ -201,6 +201,20 @@ def test_a_workload_that_fails_anyway_is_4(profiled, capfd):
     err = capfd.readouterr().err
     assert "not verified: exit code 7 even with every privilege" in err
     assert "capprofile: the workload fails even with every privilege (exit code 7)" in err
+
+
+@pytest.mark.parametrize(
+    ("native", "words", "hinted"),
+    [(True, [], True), (True, ["--network", "host"], False), (False, [], False)],
+)
+def test_a_command_that_fails_alone_is_told_how_to_reach_others(profiled, capfd, native, words, hinted):
+    trace = Trace((), (), (), {}, 7, 1.0)
+    verdict = Verdict(frozenset({SYS_ADMIN}), False, False, ())
+    profiled.result = report(native=native, trace=trace, verdict=verdict)
+    assert answer(["run", *words, "--", "false"]) == errors.EXIT_WORKLOAD
+    err = capfd.readouterr().err
+    assert ("--network host gives it this host's network" in err) is hinted
+    assert ("make it pass as root first" in err) is native
 
 
 @pytest.mark.parametrize(
