@@ -56,7 +56,8 @@ def workloads(patterns: list[str]) -> list[dict[str, Any]]:
 
 def image_of(entry: dict[str, Any]) -> str:
     """The tag of a workload's image, built if it is not there."""
-    builders = {**images.BASES, "services": docker_images.services, "building": docker_images.building}
+    own = (docker_images.services, docker_images.building, docker_images.networking, docker_images.observing)
+    builders = {**images.BASES, **{builder.__name__: builder for builder in own}}
     base: str = builders[entry["image"]]()
     return images.derived(f"accuracy-{entry['name']}", base, entry["build"]) if "build" in entry else base
 

@@ -1,4 +1,4 @@
-"""The images of the Docker corpus: two userlands of this machine's own suite, and what their workloads find in them."""
+"""The images of the Docker corpus: userlands of this machine's own suite, and what their workloads find in them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ BUILDING = (
     "mtools", "npm", "parted", "procps", "python3-pip", "python3-venv", "qemu-utils", "quota", "rpm", "rsync",
     "skopeo", "squashfs-tools", "sudo", "umoci", "unzip", "util-linux", "xfsprogs", "xorriso", "zip", "zstd",
 )  # fmt: skip
+NETWORKING = (
+    "bird2", "bridge-utils", "busybox-static", "conntrack", "curl", "dante-server", "fail2ban", "fping", "hping3",
+    "iproute2", "ipset", "iptables", "kea-dhcp4-server", "keepalived", "lldpd", "netcat-openbsd", "nftables", "nmap",
+    "nsd", "openssh-client", "openssh-server", "openvpn", "procps", "proftpd-core", "rsync", "traceroute", "udhcpc",
+    "udhcpd",
+)  # fmt: skip
+OBSERVING = (
+    "acct", "bpftool", "btrfs-progs", "busybox-static", "cpulimit", "crun", "fuse3", "gdb", "iproute2", "keyutils",
+    "linux-perf", "lsof", "lvm2", "lxc", "mount", "numactl", "openssh-client", "openssh-server", "procps", "psmisc",
+    "python3", "runit", "schroot", "slirp4netns", "squashfs-tools", "squashfuse", "sshfs", "uidmap", "util-linux",
+)  # fmt: skip
 # Packages that the workloads install: with accounts, set-user-ID and set-group-ID programs, file capabilities.
 LOCAL_PACKAGES = ("at", "cron", "dbus", "fping", "man-db", "memcached", "mtr-tiny", "openssh-client", "screen")
 LOCAL_REPOSITORY = (
@@ -32,6 +43,16 @@ LOCAL_REPOSITORY = (
 def services() -> str:
     """The tag of the userland with services and with programs that change their user."""
     return images.userland("services", SERVICES)
+
+
+def networking() -> str:
+    """The tag of the userland with what configures, watches and serves networks."""
+    return images.userland("networking", NETWORKING)
+
+
+def observing() -> str:
+    """The tag of the userland with debuggers, tracers, file systems of programs, and what makes namespaces."""
+    return images.userland("observing", OBSERVING)
 
 
 def building() -> str:
