@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator
 
@@ -173,6 +174,15 @@ def _refused(report: Report) -> Iterator[str]:
                 seen.setdefault(check.capability, f"{headline(document_of(observation))}{by}")
     for capability, call in seen.items():
         yield f"refused, as nobody here can grant {capability}: {call}"
+    for observation in report.trace.observations:
+        path = observation.path or ""
+        if observation.result == -errno.EROFS and path.startswith("/sys/") and report.docker_command:
+            tree = "/sys/fs/cgroup" if path.startswith("/sys/fs/cgroup/") else "/sys"
+            yield (
+                f"refused, as only --privileged itself mounts {tree} writable (-v {tree}:{tree} does so, too): "
+                f"{headline(document_of(observation))}"
+            )
+            break
 
 
 def _commands(report: Report, width: int) -> Iterator[tuple[str, str]]:

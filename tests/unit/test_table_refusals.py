@@ -33,3 +33,12 @@ def test_a_workload_that_fails_anyway_is_told_what_nobody_could_grant(anyway):
     line = "refused, as nobody here can grant SYS_RESOURCE: prlimit64(7, RLIMIT_NOFILE, {100, 200}, NULL) = -1 EPERM"
     assert text.count(f"{line} by /usr/bin/prlimit") == anyway
     assert "nobody here can grant BPF" not in text
+
+
+def test_a_workload_that_fails_on_a_read_only_sys_is_told_what_would_make_it_writable():
+    failed = report((), verified=False, minimal=False)
+    group = Observation("openat", ("AT_FDCWD",), -30, "/sys/fs/cgroup/memory/tasks", Process(7, "/bin/sh"))
+    trace = dataclasses.replace(failed.trace, observations=(group, group), exit_code=1)
+    verdict = dataclasses.replace(failed.verdict, runs=())
+    text = render(dataclasses.replace(failed, trace=trace, verdict=verdict), width=300)
+    assert text.count("only --privileged itself mounts /sys/fs/cgroup writable (-v /sys/fs/cgroup:/sys/fs/cgroup") == 1
