@@ -126,6 +126,7 @@ def _build(spec: Spec, host: _Host) -> tuple[str, ...]:
     root, notes = native_root.build(native_mounts.own_layers(host.mounts), spec.stores, spec.hidden)
     native_system.mount_proc(root, host.mounts, own_network=spec.private_network)
     native_system.mount_sys(root, host.mounts, host.hierarchies)
+    native_system.keep_proc_visible(root, host.mounts)
     native_system.mount_dev(root, spec.nodes, spec.links, terminal)
     native_root.enter(root, spec.cwd)
     return notes

@@ -32,8 +32,7 @@ def mount_proc(root: Path, host: Iterable[Mount], *, own_network: bool) -> None:
 
     Called by the namespace's first process: procfs shows the PID namespace of who mounts it.
     """
-    options = next((m.super_options for m in host if m.point == "/proc" and m.fstype == "proc"), ())
-    data = ",".join(option for option in options if option.partition("=")[0] in _PROC_OPTIONS)
+    data = _proc_options(host)
     mount("proc", root / "proc", "proc", _SAFE, data)
     parameters = root / "proc/sys"
     mount(parameters, parameters, None, MS_BIND)
@@ -45,6 +44,25 @@ def mount_proc(root: Path, host: Iterable[Mount], *, own_network: bool) -> None:
     if trigger.exists():
         mount(trigger, trigger, None, MS_BIND)
         read_only(trigger)
+
+
+def keep_proc_visible(root: Path, host: Iterable[Mount]) -> None:
+    """One /proc more, with nothing mounted below it and no path to it: `mount_dev` then covers the directory.
+
+    In a user namespace of its own (rootless containers, `unshare --map-root-user --mount-proc`) a program may mount a
+    new /proc only where some /proc of its mount namespace is fully visible (fs/namespace.c, mnt_already_visible), as
+    the host's is, and the sandbox's is not, for parts of it are read-only mounts. It gets the name of a mount that
+    `mount_dev` makes: who remounts all that is mounted finds a mount at every path.
+    """
+    mount("tmpfs", root / "dev", "tmpfs", _SAFE, "mode=755")
+    covered = root / "dev/shm"
+    covered.mkdir()
+    mount("proc", covered, "proc", _SAFE, _proc_options(host))
+
+
+def _proc_options(host: Iterable[Mount]) -> str:
+    options = next((m.super_options for m in host if m.point == "/proc" and m.fstype == "proc"), ())
+    return ",".join(option for option in options if option.partition("=")[0] in _PROC_OPTIONS)
 
 
 def mount_sys(root: Path, host: Iterable[Mount], groups: Iterable[Hierarchy]) -> None:

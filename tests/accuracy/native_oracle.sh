@@ -25,6 +25,10 @@ for controller in cpu memory pids; do
     mount -t cgroup -o "$controller" cgroup "$root/sys/fs/cgroup/$controller"
 done
 mount -o remount,bind,ro "$root/sys"
+# covered below: user namespaces may mount a /proc of their own where one is fully visible, as it is on the host
+mount -t tmpfs tmpfs "$root/dev"
+mkdir "$root/dev/shm"
+mount -t proc proc "$root/dev/shm"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 mkdir "$root/dev/pts" "$root/dev/shm" "$root/dev/mqueue"
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts "$root/dev/pts"

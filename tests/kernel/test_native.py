@@ -152,6 +152,21 @@ def test_every_mount_can_be_mounted_again_in_other_namespaces(shell):
     assert (outcome.exit_code, outcome.stdout) == (0, b"")
 
 
+def test_a_user_namespace_mounts_its_own_proc_as_on_the_host(shell):
+    script = "unshare --map-root-user --mount --pid --fork --mount-proc sh -c 'test $$ = 1 && test -e /proc/1/exe'"
+    assert shell(script, frozenset({Capability("SETFCAP")})).exit_code == 0
+
+
+def test_no_path_leads_to_a_parameter_of_the_hosts(shell):
+    """The /proc that makes this possible is out of reach for who cannot mount one."""
+    script = """
+    cut -d' ' -f5 /proc/self/mountinfo | sort -u | while read -r at; do
+        test "$at" = /proc || ! test -e "$at/sys/vm/overcommit_memory" || exit 1
+    done
+    """
+    assert shell(script).exit_code == 0
+
+
 def test_a_real_time_policy_needs_a_capability_and_nothing_else(shell):
     assert shell("chrt -f 1 true", frozenset({Capability("SYS_NICE")})).exit_code == 0
     assert shell("chrt -f 1 true").exit_code == 1
