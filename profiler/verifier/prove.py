@@ -11,7 +11,8 @@ from profiler.model import Capability, Privilege, Recipe, Rerun
 from profiler.verifier.bench import Bench
 
 GROUPED: Final = 4  # members from which on groups save reruns
-CHANGING_WHO = frozenset({Capability("SETUID"), Capability("SETGID")})
+# Without these a workload goes on, but another way: in a user namespace, or as who it was.
+FORKS: Final = frozenset({Capability("SYS_ADMIN"), Capability("SETUID"), Capability("SETGID")})
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ def prove(
     each member is removed alone, as far as the bench runs in parallel. Where more than one turns out to be unneeded
     alone, all of them are removed together; if that fails they stand in for each other, and are dropped one at a time.
     The last rerun that passed was made with exactly the recipe that is left, and where something was dropped it is run
-    once more: what passes without a member only now and then needs it, and gets it back. Taking another user's id
-    comes first: a workload that goes on without it goes on as who it was, and may then need less of the rest. What
-    failed without a member in a larger set counts for the smaller one too. No rerun is started after `until`
-    (monotonic seconds).
+    once more: what passes without a member only now and then needs it, and gets it back. `FORKS` come first: a
+    workload that goes on without them goes another way, and may then need less of the rest. For the same reason a
+    member whose removal failed in a larger set is tried again in the smaller one; only where no time is left for that,
+    the first answer counts. No rerun is started after `until` (monotonic seconds).
 
     `instead` are less dangerous stand-ins for some members: such a member is removed with its stand-in put in its
     place, which proves as much where it fails, and otherwise finds the less dangerous recipe.
@@ -57,12 +58,12 @@ def prove(
 
     removal = _Removal(bench, recipe, until, ranked, dict(instead or {}))
     ordered = sorted(recipe, key=ranked)
+    removal.each([member for member in ordered if member in FORKS])
     added = recipe - max((r.recipe for r in bench.runs if not r.passed and r.recipe < recipe), key=len, default=recipe)
     if len(added) >= GROUPED:
-        removal.halves([member for member in ordered if member in added])
-    left = [member for member in ordered if member in removal.current and member not in removal.needed]
-    removal.each([member for member in left if member in CHANGING_WHO])
-    removal.each([member for member in left if member not in CHANGING_WHO])
+        removal.halves([m for m in ordered if m in added and m in removal.current and m not in removal.needed])
+    removal.each([member for member in ordered if member in removal.current and member not in removal.needed])
+    removal.renew()
     removal.confirm()
     return Proof(
         removal.current, {m: r for m, r in removal.needed.items() if m in removal.current}, tuple(removal.dropped)
@@ -120,6 +121,22 @@ class _Removal:
                 alone[member] = rerun
         self._drop([m for m, rerun in alone.items() if rerun.passed])
 
+    def renew(self) -> None:
+        """Prove again what was proved beside members that have gone since."""
+        while not _late(self.until):
+            stale = {m: rerun for m, rerun in self.needed.items() if m in self.current and not self._is_of(m, rerun)}
+            if not stale:
+                return
+            for member in stale:
+                del self.needed[member]
+            self.each(sorted(stale, key=self.ranked))
+            untried = {m: rerun for m, rerun in stale.items() if m in self.current and m not in self.needed}
+            self.needed |= untried
+
+    def _is_of(self, member: Privilege, rerun: Rerun) -> bool:
+        """Whether `rerun` was made with what is left now, but for `member`."""
+        return rerun.recipe - self.instead.get(member, frozenset()) == self.current - {member}
+
     def confirm(self) -> None:
         """Run what is left once more, and go back by one drop as long as that fails.
 
@@ -136,14 +153,14 @@ class _Removal:
                 self.needed |= dict.fromkeys(back, again)
             self.needed = {m: rerun for m, rerun in self.needed.items() if rerun.recipe >= self.current - {m}}
             self.each(sorted((member for member in self.current if member not in self.needed), key=self.ranked))
+            self.renew()
 
     def _purpose(self, member: Privilege) -> str:
         stand_ins = " ".join(sorted(p.label for p in self.instead.get(member, ())))
         return f"{stand_ins} instead of {member.label}" if stand_ins else f"without {member.label}"
 
     def _replace(self, member: Privilege, stand_in: Rerun) -> None:
-        """Go on with the stand-in. The kernel takes it where it takes the member, so it allows no more: what was seen
-        to be needed beside the member is needed beside the stand-in."""
+        """Go on with the stand-in, and with what was seen to be needed beside the member."""
         self.before.append(self.current)
         self.current = stand_in.recipe
         self.dropped.append(member)
