@@ -12,8 +12,8 @@ from typing import Final
 
 from profiler import apparmor
 from profiler.errors import HostError, ProfilerError
-from profiler.harness import native
-from profiler.harness.docker_leftovers import clean_leftovers as clean_containers
+from profiler.harness.docker.leftovers import clean_leftovers as clean_containers
+from profiler.harness.native import sandbox as native
 from profiler.leftovers import STATE, is_leftover
 from profiler.witness.tracefs import CheckWitness
 

@@ -269,9 +269,9 @@ def _profiled(command: tuple[str, ...], options: Options) -> Report:
 
 
 def _sandbox(command: tuple[str, ...], options: Options) -> Sandbox:
-    from profiler.harness.docker_arguments import behind_wrapper, names_engine  # noqa: PLC0415
-    from profiler.harness.docker_sandbox import DockerSandbox  # noqa: PLC0415
-    from profiler.harness.native import NativeSandbox  # noqa: PLC0415
+    from profiler.harness.docker.arguments import behind_wrapper, names_engine  # noqa: PLC0415
+    from profiler.harness.docker.sandbox import DockerSandbox  # noqa: PLC0415
+    from profiler.harness.native.sandbox import NativeSandbox  # noqa: PLC0415
 
     if names_engine(command):
         if options.network is not Network.PRIVATE:

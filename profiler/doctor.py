@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from profiler.errors import ProfilerError
-from profiler.harness.docker_facts import engine_facts
+from profiler.harness.docker.facts import engine_facts
 from profiler.model import HostFacts
 from profiler.report.evidence import printable
 from profiler.witness.probes import Probe, probe_host

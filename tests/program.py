@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from profiler.harness.native import DISK
+from profiler.harness.native.sandbox import DISK
 from profiler.leftovers import LABEL, PREFIX, STATE, start_time
 from profiler.witness import instance
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from click.testing import CliRunner  # noqa: E402 - after the path to this very checkout
 
 from profiler import cli, errors  # noqa: E402
-from profiler.harness.docker_flags import flags_of  # noqa: E402
+from profiler.harness.docker.flags import flags_of  # noqa: E402
 from profiler.model import (  # noqa: E402
     Capability,
     Device,

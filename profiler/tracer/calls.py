@@ -12,11 +12,8 @@ from typing import Final, NamedTuple
 from profiler.catalogue.calls import FOREIGN, name_of
 from profiler.kernel.bpf import AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, X32_SYSCALL_BIT
 from profiler.kernel.notify import Notification
-from profiler.tracer import decode_constants as constants
-from profiler.tracer import decode_netlink as netlink
-from profiler.tracer import decode_observers as observers
-from profiler.tracer import decode_structs as structs
-from profiler.tracer.decode_values import (
+from profiler.tracer.decode import constants, netlink, observers, structs
+from profiler.tracer.decode.values import (
     Args,
     Renderer,
     Tracee,

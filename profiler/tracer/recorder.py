@@ -19,7 +19,7 @@ from profiler.kernel.bpf import AUDIT_ARCH_I386
 from profiler.kernel.notify import Listener, Notification
 from profiler.model import Process
 from profiler.tracer.calls import DecodedCall, decode
-from profiler.tracer.decode_values import Tracee
+from profiler.tracer.decode.values import Tracee
 from profiler.tracer.devices import DeviceWatch
 from profiler.tracer.ledger import Ledger
 from profiler.tracer.process import Callers

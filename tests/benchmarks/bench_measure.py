@@ -20,7 +20,7 @@ from pathlib import Path
 from bench_work import Size, Work
 
 from profiler.catalogue.calls import catalogue
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native.sandbox import NativeSandbox
 from profiler.model import Trace
 from profiler.tracer.session import trace
 

@@ -60,7 +60,7 @@ AS_NOBODY = """
 import os, sys
 import encodings.ascii, encodings.idna, encodings.latin_1
 import profiler.cleaning, profiler.cli, profiler.doctor, profiler.pipeline
-import profiler.harness.docker_sandbox, profiler.harness.native
+import profiler.harness.docker.sandbox, profiler.harness.native
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)

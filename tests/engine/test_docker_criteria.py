@@ -8,7 +8,7 @@ import pytest
 
 from profiler import pipeline
 from profiler.errors import UnverifiedError, UsageError, WorkloadError
-from profiler.harness.docker_sandbox import DockerSandbox
+from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.options import Options, Prove, Seccomp
 
 pytestmark = pytest.mark.engine

@@ -3,7 +3,7 @@
 import images
 import pytest
 
-from profiler.harness.docker_sandbox import DockerSandbox
+from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.kernel.loops import bound
 from profiler.model import DeviceClass
 from profiler.witness.nodes import present

@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import HostError, UsageError
-from profiler.harness import docker_gate, docker_sandbox
-from profiler.harness.docker_engine import Refused
-from profiler.harness.docker_facts import engine_facts
-from profiler.harness.docker_leftovers import clean_leftovers
-from profiler.harness.docker_sandbox import DockerSandbox
+from profiler.harness.docker import gate as docker_gate
+from profiler.harness.docker import sandbox as docker_sandbox
+from profiler.harness.docker.engine import Refused
+from profiler.harness.docker.facts import engine_facts
+from profiler.harness.docker.leftovers import clean_leftovers
+from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.kernel.steer import Steered
 from profiler.leftovers import LABEL, STATE, owner_tag
 from profiler.model import Capability, Device, SecurityOption
@@ -524,7 +525,7 @@ def test_engine_that_goes_away_in_the_middle_leaves_nobody_waiting(image, tmp_pa
 
 def test_what_a_killed_run_left_is_cleaned_up(image):
     code = (
-        "import sys; from profiler.harness.docker_sandbox import DockerSandbox\n"
+        "import sys; from profiler.harness.docker.sandbox import DockerSandbox\n"
         f"box = DockerSandbox(('docker', 'run', {IMAGE!r}, 'id'), stdout=-3, stderr=-3); box.start(frozenset())\n"
         "from profiler.leftovers import owner_tag; print(owner_tag(), flush=True); sys.stdin.read()"
     )

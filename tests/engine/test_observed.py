@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from profiler import observing, pipeline
-from profiler.harness.docker_sandbox import DockerSandbox
+from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.model import Capability
 from profiler.options import Options, Prove, Seccomp
 from profiler.witness.filter import numbers

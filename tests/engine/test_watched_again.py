@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.harness.docker_sandbox import DockerSandbox
+from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.model import Capability, Syscalls
 from profiler.profiles import Profiles
 from profiler.tracer.session import trace

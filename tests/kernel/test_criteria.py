@@ -9,7 +9,7 @@ import pytest
 
 from profiler import pipeline
 from profiler.errors import UnverifiedError, WorkloadError
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native.sandbox import NativeSandbox
 from profiler.model import Status
 from profiler.options import Options, Prove
 

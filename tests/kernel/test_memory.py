@@ -42,7 +42,7 @@ int main(int argc, char **argv) {
 MEASURED = """
 import sys
 from pathlib import Path
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native.sandbox import NativeSandbox
 from profiler.tracer.session import trace
 sandbox = NativeSandbox(sys.argv[1:], cwd="/", env={"PATH": "/usr/bin:/bin"})
 try:

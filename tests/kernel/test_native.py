@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from profiler.errors import HostError, UsageError
-from profiler.harness import native, native_cgroups, native_mounts
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native import cgroups
+from profiler.harness.native import mounts as host_mounts
+from profiler.harness.native import sandbox as native
+from profiler.harness.native.sandbox import NativeSandbox
 from profiler.kernel import device_filter
 from profiler.kernel.capabilities import sets_of
 from profiler.leftovers import STATE, owner_tag
@@ -59,8 +61,8 @@ def state_of_ours():
     """Directories and control groups of this test process."""
     tag = owner_tag()
     found = [path for base in (STATE, native.DISK) if base.is_dir() for path in base.glob(f"{tag}*")]
-    mounts = native_mounts.parse(Path("/proc/self/mountinfo").read_text())
-    return found + list(native_cgroups.leftovers(mounts, lambda name: name.startswith(tag)))
+    mounts = host_mounts.parse(Path("/proc/self/mountinfo").read_text())
+    return found + list(cgroups.leftovers(mounts, lambda name: name.startswith(tag)))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def test_mounts_of_the_host_have_private_layers_with_their_flags(sandbox, tmp_pa
 import os, json, sys
 from profiler.kernel.namespaces import *
 from pathlib import Path
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native.sandbox import NativeSandbox
 unshare(CLONE_NEWNS)
 mount(None, "/", None, MS_REC | MS_PRIVATE)
 where = {str(inner)!r}
@@ -341,7 +343,7 @@ def test_facts_and_advice(sandbox):
 
 TRACED = """
 import os, sys, time
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native.sandbox import NativeSandbox
 from profiler.kernel.steer import Steered
 sandbox = NativeSandbox(sys.argv[2:], cwd="/tmp", env={"PATH": os.environ["PATH"], "WORD": "caf\\udce9"})
 run = sandbox.start(sandbox.broad())
@@ -428,7 +430,7 @@ def test_a_terminal_is_the_workloads_until_it_ends():
 def test_a_quiet_run_reads_what_the_first_read():
     program = """
 import os, sys
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native.sandbox import NativeSandbox
 from profiler.kernel.steer import Steered
 sandbox = NativeSandbox(["sh", "-c", "read x; echo out; exit $x"], cwd="/", env={"PATH": os.environ["PATH"]})
 for quiet in (False, True):
@@ -465,7 +467,7 @@ def test_without_a_disk_the_layers_are_in_memory(tmp_path):
         (tmp_path / name).mkdir()
     program = f"""
 import os
-from profiler.harness import native
+from profiler.harness.native import sandbox as native
 from profiler.kernel.namespaces import *
 unshare(CLONE_NEWNS)
 mount(None, "/", None, MS_REC | MS_PRIVATE)
@@ -507,8 +509,8 @@ def test_killing_the_parent_leaves_nothing(wait_until):
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     # The helper outlives both for a moment, and takes the layers away.
     wait_until(lambda: not list(native.DISK.glob(f"{tag}-*")))
-    mounts = native_mounts.parse(Path("/proc/self/mountinfo").read_text())
-    wait_until(lambda: not native_cgroups.leftovers(mounts, lambda name: name.startswith(tag)))
+    mounts = host_mounts.parse(Path("/proc/self/mountinfo").read_text())
+    wait_until(lambda: not cgroups.leftovers(mounts, lambda name: name.startswith(tag)))
     native.clean_leftovers()  # the parent's own directory, with the record of its stdin
     assert not list(STATE.glob(f"{tag}-*"))
 
@@ -518,7 +520,7 @@ def test_killing_the_parent_leaves_nothing(wait_until):
 
 
 def test_device_filter_on_the_unified_hierarchy(tmp_path):
-    mounts = native_mounts.parse(Path("/proc/self/mountinfo").read_text())
+    mounts = host_mounts.parse(Path("/proc/self/mountinfo").read_text())
     unified = next((mount.point for mount in mounts if mount.fstype == "cgroup2" and mount.root == "/"), None)
     if unified is None:
         pytest.skip("no unified hierarchy is mounted")

@@ -19,7 +19,7 @@ import native_accuracy
 import native_oracle
 
 from profiler import pipeline
-from profiler.harness.native import NativeSandbox
+from profiler.harness.native.sandbox import NativeSandbox
 from profiler.options import Options, Prove
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]

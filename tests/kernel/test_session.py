@@ -17,7 +17,7 @@ import pytest
 
 from profiler.errors import HostError
 from profiler.harness.interface import Caught, Credentials, Service
-from profiler.harness.native_run import Alone
+from profiler.harness.native.run import Alone
 from profiler.kernel import gate
 from profiler.kernel.steer import ExecutionError
 from profiler.model import Observation, Outcome, Stopped, Trace

@@ -17,11 +17,11 @@ from profiler.catalogue.calls import FOREIGN, number_of
 from profiler.kernel.bpf import AUDIT_ARCH_I386, AUDIT_ARCH_X86_64
 from profiler.kernel.notify import Notification
 from profiler.tracer.calls import SIGNATURES, DecodedCall, decode
-from profiler.tracer.decode_ioctls import COMMANDS
-from profiler.tracer.decode_ioctls import name as command_name
-from profiler.tracer.decode_netlink import messages
-from profiler.tracer.decode_structs import socket_address
-from profiler.tracer.decode_values import Tracee, join_flags, quoted
+from profiler.tracer.decode.ioctls import COMMANDS
+from profiler.tracer.decode.ioctls import name as command_name
+from profiler.tracer.decode.netlink import messages
+from profiler.tracer.decode.structs import socket_address
+from profiler.tracer.decode.values import Tracee, join_flags, quoted
 
 AT_FDCWD = (1 << 64) - 100
 GONE = 1 << 30  # no pid is that high

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from profiler.errors import HostError, UsageError
-from profiler.harness import docker_cautions as cautions
-from profiler.harness.docker_arguments import RUN, behind_wrapper, names_engine, parse
-from profiler.harness.docker_flags import flags_of
+from profiler.harness.docker import cautions
+from profiler.harness.docker.arguments import RUN, behind_wrapper, names_engine, parse
+from profiler.harness.docker.flags import flags_of
 from profiler.model import AllowList, Capability, Device, DeviceClass, SecurityOption, Syscalls, Sysctl
 
 
@@ -278,5 +278,5 @@ def test_calls_need_a_profile_unless_seccomp_is_off():
 
 
 def test_parser_talks_to_no_engine():
-    code = "import sys, profiler.harness.docker_cautions; sys.exit('docker' in sys.modules)"
+    code = "import sys, profiler.harness.docker.cautions; sys.exit('docker' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from profiler.errors import HostError
-from profiler.harness.docker_engine import Engine
+from profiler.harness.docker.engine import Engine
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from profiler.errors import UsageError
-from profiler.harness.docker_arguments import parse
-from profiler.harness.docker_image import Image, account, command_of, is_root, read_below, user_of, with_home
+from profiler.harness.docker.arguments import parse
+from profiler.harness.docker.image import Image, account, command_of, is_root, read_below, user_of, with_home
 
 PASSWD = (
     "# comment\nroot:x:0:0:root:/root:/bin/sh\nalice:x:1000:100::/home/alice:/bin/sh\n7:x:70:70::/seven:\nshort:x:5\n\n"

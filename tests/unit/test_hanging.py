@@ -3,7 +3,7 @@
 import os
 import time
 
-from profiler.harness import docker_run
+from profiler.harness.docker import run as docker_run
 
 
 class FakeEngine:

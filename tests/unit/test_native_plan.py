@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from profiler.harness.native_cgroups import hierarchies
-from profiler.harness.native_devices import broad_devices, host_nodes, provide
-from profiler.harness.native_mounts import below, own_layers, parse
-from profiler.harness.native_spec import Node, Spec, decode, encode
+from profiler.harness.native.cgroups import hierarchies
+from profiler.harness.native.devices import broad_devices, host_nodes, provide
+from profiler.harness.native.mounts import below, own_layers, parse
+from profiler.harness.native.spec import Node, Spec, decode, encode
 from profiler.model import Capability, Device, DeviceClass
 
 TABLE = """\

@@ -74,7 +74,7 @@ def test_only_harness_talks_to_an_engine(path):
 
 
 # The embedded sandbox's helper is a program of its own, started with `python -m`: it ends, but it does not print.
-PROGRAMS = {"cli.py", "harness/native_child.py"}
+PROGRAMS = {"cli.py", "harness/native/child.py"}
 
 
 @every_module

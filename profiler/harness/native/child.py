@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from profiler.errors import ProfilerError
-from profiler.harness import native_cgroups, native_mounts, native_root, native_system
 from profiler.harness.fingerprint import digest_of, stamp_of
 from profiler.harness.loops import bound_below, let_go
-from profiler.harness.native_spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
+from profiler.harness.native import cgroups, system
+from profiler.harness.native import mounts as host_mounts
+from profiler.harness.native import root as layers
+from profiler.harness.native.spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.kernel import namespaces
 from profiler.kernel.capabilities import drop_bounding, set_own
 from profiler.kernel.gate import gate_elf
@@ -61,7 +63,7 @@ def main(spec_fd: int, control_fd: int) -> int:
     except OSError as error:
         _tell_failure(control, error)
     finally:
-        native_cgroups.remove(host.groups)
+        cgroups.remove(host.groups)
         for store in spec.stores:
             loops = bound_below([str(upper) for upper in Path(store).glob("*/upper")], [])
             shutil.rmtree(store, ignore_errors=True)
@@ -73,17 +75,17 @@ def main(spec_fd: int, control_fd: int) -> int:
 class _Host:
     """What the helper found and made on the host for this run."""
 
-    mounts: tuple[native_mounts.Mount, ...]
-    hierarchies: tuple[native_cgroups.Hierarchy, ...]  # those in which the run has a group
+    mounts: tuple[host_mounts.Mount, ...]
+    hierarchies: tuple[cgroups.Hierarchy, ...]  # those in which the run has a group
     groups: tuple[Path, ...]
     notes: tuple[str, ...]
 
 
 def _look_at_host(spec: Spec) -> _Host:
     """Read the mount table and make the run's control groups."""
-    mounts = native_mounts.visible(native_mounts.current())
-    hierarchies = native_cgroups.hierarchies(mounts, Path("/proc/self/cgroup").read_text(errors="surrogateescape"))
-    groups, limited = native_cgroups.make(hierarchies, spec.name, spec.device_rules)
+    mounts = host_mounts.visible(host_mounts.current())
+    hierarchies = cgroups.hierarchies(mounts, Path("/proc/self/cgroup").read_text(errors="surrogateescape"))
+    groups, limited = cgroups.make(hierarchies, spec.name, spec.device_rules)
     notes = () if limited else ("nodes that the workload makes itself are not limited: no control group for devices",)
     mine = tuple(hierarchy for hierarchy in hierarchies if hierarchy.mount.point in groups)
     return _Host(mounts, mine, tuple(groups.values()), notes)
@@ -115,20 +117,20 @@ def _build(spec: Spec, host: _Host) -> tuple[str, ...]:
     """Enter the new namespaces and their root, standing in the workload's directory. Returns notes."""
     if spec.own_session:
         os.setsid()
-    native_cgroups.join(host.groups)
+    cgroups.join(host.groups)
     network = namespaces.CLONE_NEWNET if spec.private_network else 0
     new = namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWUTS | namespaces.CLONE_NEWCGROUP
     namespaces.unshare(new | network)
     if spec.private_network:
         raise_loopback()
     terminal = os.ttyname(0) if os.isatty(0) else None
-    native_root.make_private()
-    root, notes = native_root.build(native_mounts.own_layers(host.mounts), spec.stores, spec.hidden)
-    native_system.mount_proc(root, host.mounts, own_network=spec.private_network)
-    native_system.mount_sys(root, host.mounts, host.hierarchies)
-    native_system.keep_proc_visible(root, host.mounts)
-    native_system.mount_dev(root, spec.nodes, spec.links, terminal)
-    native_root.enter(root, spec.cwd)
+    layers.make_private()
+    root, notes = layers.build(host_mounts.own_layers(host.mounts), spec.stores, spec.hidden)
+    system.mount_proc(root, host.mounts, own_network=spec.private_network)
+    system.mount_sys(root, host.mounts, host.hierarchies)
+    system.keep_proc_visible(root, host.mounts)
+    system.mount_dev(root, spec.nodes, spec.links, terminal)
+    layers.enter(root, spec.cwd)
     return notes
 
 

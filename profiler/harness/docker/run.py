@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from profiler.errors import HostError, ProfilerError
-from profiler.harness.docker_engine import Engine, Refused
-from profiler.harness.docker_files import Produced
+from profiler.harness.docker.engine import Engine, Refused
+from profiler.harness.docker.files import Produced
 from profiler.harness.interface import Caught
 from profiler.harness.service import Service
 from profiler.kernel.stops import let_die

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from profiler.errors import HostError, UsageError
-from profiler.harness import native_cgroups, native_mounts
 from profiler.harness.interface import Caught
-from profiler.harness.native_spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
+from profiler.harness.native import cgroups
+from profiler.harness.native import mounts as host_mounts
+from profiler.harness.native.spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.harness.service import Service
 from profiler.model import Outcome
 
 TAIL = 64 * 1024  # bytes of output kept of each stream
 KILLED = 128 + signal.SIGKILL
 _HELPER = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from profiler.harness.native_child import main; "
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from profiler.harness.native.child import main; "
     "sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))"
 )
 _PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -210,8 +211,8 @@ class Helper:
             self._process.kill()
             self._process.wait()
         if self._process.returncode != 0:  # it was killed: what it would have removed is here still
-            groups = native_cgroups.leftovers(native_mounts.current(), lambda name: name == self._name)
-            native_cgroups.remove(groups)
+            groups = cgroups.leftovers(host_mounts.current(), lambda name: name == self._name)
+            cgroups.remove(groups)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()

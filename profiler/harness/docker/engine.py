@@ -22,7 +22,7 @@ import requests
 from docker.errors import APIError, DockerException, NotFound, TLSParameterError
 
 from profiler.errors import HostError, ProfilerError, UsageError
-from profiler.harness.docker_arguments import DockerRun
+from profiler.harness.docker.arguments import DockerRun
 from profiler.harness.loops import bound_below, let_go
 from profiler.kernel.loops import BoundLoop, bound
 from profiler.leftovers import LABEL, owner_tag

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 
-from profiler.harness.docker_arguments import DockerRun, Flag
+from profiler.harness.docker.arguments import DockerRun, Flag
 
 RECIPE_FLAGS = frozenset({"privileged", "cap-add", "cap-drop", "device", "security-opt", "device-cgroup-rule"})
 """What the recipe answers instead of the user, but for what `is_replaced` keeps."""

@@ -11,8 +11,8 @@ from typing import Final
 
 from profiler.errors import ProfilerError
 from profiler.kernel import namespaces
-from profiler.tracer import decode_constants as constants
-from profiler.tracer.decode_values import Args, Tracee, join_flags, pointer, quoted, signed
+from profiler.tracer.decode import constants
+from profiler.tracer.decode.values import Args, Tracee, join_flags, pointer, quoted, signed
 
 ROUTE, SOCK_DIAG, XFRM, AUDIT, NETFILTER, GENERIC = 0, 4, 6, 9, 12, 16
 _HEADER: Final = 16  # sizeof(struct nlmsghdr)

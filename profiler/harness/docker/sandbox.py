@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO
 
 from profiler.errors import HostError, ProfilerError
-from profiler.harness import docker_cautions as cautions
-from profiler.harness.docker_arguments import DockerRun, flag_words, parse
-from profiler.harness.docker_engine import Engine
-from profiler.harness.docker_files import Produced
-from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of, needs_profile
-from profiler.harness.docker_gate import (
+from profiler.harness.docker import cautions
+from profiler.harness.docker.arguments import DockerRun, flag_words, parse
+from profiler.harness.docker.engine import Engine
+from profiler.harness.docker.files import Produced
+from profiler.harness.docker.flags import SECCOMP_UNCONFINED, flags_of, needs_profile
+from profiler.harness.docker.gate import (
     await_gate,
     environment_of,
     gate_flags,
@@ -32,10 +32,10 @@ from profiler.harness.docker_gate import (
     throwaway,
     write_gate,
 )
-from profiler.harness.docker_grants import Grants, check_engine, check_user, find_grants, lsms_of
-from profiler.harness.docker_image import Image, account, command_of, find_image, is_root, user_of, with_home
-from profiler.harness.docker_leftovers import clean_engine
-from profiler.harness.docker_run import HeldRun, captured
+from profiler.harness.docker.grants import Grants, check_engine, check_user, find_grants, lsms_of
+from profiler.harness.docker.image import Image, account, command_of, find_image, is_root, user_of, with_home
+from profiler.harness.docker.leftovers import clean_engine
+from profiler.harness.docker.run import HeldRun, captured
 from profiler.harness.interface import Caught, Service, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap

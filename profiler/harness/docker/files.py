@@ -14,7 +14,7 @@ from typing import Any
 
 from docker.errors import NotFound
 
-from profiler.harness.docker_engine import Engine
+from profiler.harness.docker.engine import Engine
 from profiler.harness.fingerprint import fingerprint
 
 _HEADER = "X-Docker-Container-Path-Stat"

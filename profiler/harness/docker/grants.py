@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler.errors import HostError
-from profiler.harness.docker_engine import Engine, Refused
-from profiler.harness.docker_flags import SECCOMP_UNCONFINED, flags_of
-from profiler.harness.docker_gate import await_gate, elsewhere, throwaway
+from profiler.harness.docker.engine import Engine, Refused
+from profiler.harness.docker.flags import SECCOMP_UNCONFINED, flags_of
+from profiler.harness.docker.gate import await_gate, elsewhere, throwaway
 from profiler.kernel.capabilities import CAPABILITIES, sets_of
 from profiler.model import Capability, Device, DeviceClass, Privilege, Recipe, SecurityOption
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from profiler.tracer.decode_constants import BPF_COMMANDS
-from profiler.tracer.decode_values import Args, Tracee, pointer, quoted
+from profiler.tracer.decode.constants import BPF_COMMANDS
+from profiler.tracer.decode.values import Args, Tracee, pointer, quoted
 
 _PERF_ATTRIBUTES = 48  # bytes up to the bits after read_format
 _PERF_TYPES: Final = (

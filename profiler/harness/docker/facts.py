@@ -6,9 +6,9 @@ import os
 import platform
 from contextlib import closing
 
-from profiler.harness.docker_arguments import parse
-from profiler.harness.docker_engine import Engine
-from profiler.harness.docker_grants import check_engine, check_user, engine_bounding, known_capabilities, lsms_of
+from profiler.harness.docker.arguments import parse
+from profiler.harness.docker.engine import Engine
+from profiler.harness.docker.grants import check_engine, check_user, engine_bounding, known_capabilities, lsms_of
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.model import HostFacts
 

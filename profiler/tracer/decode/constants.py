@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from profiler.tracer.decode_values import prefixed
+from profiler.tracer.decode.values import prefixed
 
 # asm-generic/fcntl.h. O_SYNC and __O_TMPFILE's O_TMPFILE contain other bits and come first.
 OPEN_FLAGS: Final = {

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.errors import UsageError
-from profiler.harness.docker_arguments import DockerRun
-from profiler.harness.docker_engine import Engine
+from profiler.harness.docker.arguments import DockerRun
+from profiler.harness.docker.engine import Engine
 from profiler.harness.interface import Credentials
 
 _ACCOUNT_FILE_LIMIT = 16 * 1024 * 1024  # bytes; more is no passwd file

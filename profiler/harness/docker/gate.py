@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from profiler.errors import HostError
-from profiler.harness.docker_engine import Engine, Refused
+from profiler.harness.docker.engine import Engine, Refused
 from profiler.kernel.gate import gate_elf, is_at_gate
 from profiler.leftovers import STATE, owner_tag
 

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from profiler.errors import ProfilerError
-from profiler.harness.docker_arguments import parse
-from profiler.harness.docker_engine import Engine
-from profiler.harness.docker_gate import STATE_PLACES
+from profiler.harness.docker.arguments import parse
+from profiler.harness.docker.engine import Engine
+from profiler.harness.docker.gate import STATE_PLACES
 from profiler.leftovers import is_leftover
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from profiler import __version__
 from profiler.errors import HostError, UsageError
-from profiler.harness import native_cgroups, native_devices, native_mounts
-from profiler.harness.docker_flags import flags_of
+from profiler.harness.docker.flags import flags_of
 from profiler.harness.interface import Caught, Service, steering
-from profiler.harness.native_run import Helper, NativeRun, has_terminal
-from profiler.harness.native_spec import KILL, Spec
+from profiler.harness.native import cgroups, devices
+from profiler.harness.native import mounts as host_mounts
+from profiler.harness.native.run import Helper, NativeRun, has_terminal
+from profiler.harness.native.spec import KILL, Spec
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import last_cap, name_of, sets_of
 from profiler.leftovers import PREFIX, STATE, is_leftover, owner_tag
@@ -57,7 +58,7 @@ class NativeSandbox:
         self._cwd = cwd
         self._env = tuple(env.items())
         self._private_network = network == "private"
-        self._nodes = native_devices.host_nodes()
+        self._nodes = devices.host_nodes()
         self._home = STATE / f"{owner_tag()}-native-{next(_RUNS)}"
         self._home.mkdir(mode=0o700, parents=True)
         self._spool = Spool(self._home)
@@ -84,7 +85,7 @@ class NativeSandbox:
     def broad(self) -> Recipe:
         """Every capability that we have and every device node that the host has."""
         capabilities = frozenset(Capability(name) for name in self.facts().grantable)
-        return capabilities | native_devices.broad_devices(self._nodes)
+        return capabilities | devices.broad_devices(self._nodes)
 
     def start(self, recipe: Recipe, *, quiet: bool = False) -> NativeRun:
         """Start the workload with `recipe`, held at its gate, on our stdio (`quiet`: on what a rerun would read, and
@@ -179,7 +180,7 @@ class NativeSandbox:
         self, recipe: Recipe, stdin: int, output: int | None, *, at_gate: bool, own_session: bool, slot: int = 0
     ) -> Helper:
         """Start a helper for `recipe` and wait until it holds the workload. Privileges of engines mean nothing here."""
-        provision = native_devices.provide(recipe, self._nodes)
+        provision = devices.provide(recipe, self._nodes)
         name = f"{owner_tag()}-{slot}-{next(_RUNS)}"
         stores = _make_stores(name)
         spec = Spec(
@@ -217,8 +218,8 @@ def clean_leftovers() -> tuple[str, ...]:
             shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
             raise HostError(f"{directory} cannot be removed: {error.strerror}", "remove it by hand") from error
-    groups = native_cgroups.leftovers(native_mounts.visible(native_mounts.current()), is_leftover)
-    native_cgroups.remove(groups)
+    groups = cgroups.leftovers(host_mounts.visible(host_mounts.current()), is_leftover)
+    cgroups.remove(groups)
     return tuple(str(path) for path in (*directories, *groups) if not path.exists())
 
 

@@ -6,9 +6,8 @@ import ipaddress
 import os
 
 from profiler.kernel.capabilities import CAPABILITIES, names
-from profiler.tracer import decode_constants as constants
-from profiler.tracer import decode_ioctls
-from profiler.tracer.decode_values import (
+from profiler.tracer.decode import constants, ioctls
+from profiler.tracer.decode.values import (
     Args,
     Tracee,
     join_flags,
@@ -155,13 +154,13 @@ def arguments(value: int, tracee: Tracee, args: Args) -> str:
 
 def ioctl_command(value: int, _: Tracee, __: Args) -> str:
     """The command of ioctl(2)."""
-    return decode_ioctls.name(value)
+    return ioctls.name(value)
 
 
 def ioctl_argument(value: int, tracee: Tracee, args: Args) -> str:
     """The argument of ioctl(2): a network interface's name where the command takes one."""
     command = args[1] & 0xFFFFFFFF
-    if command in decode_ioctls.INTERFACE_REQUESTS or command == 0x400454CA:  # TUNSETIFF
+    if command in ioctls.INTERFACE_REQUESTS or command == 0x400454CA:  # TUNSETIFF
         name = tracee.bytes(value, _IFNAMSIZ).split(b"\0", 1)[0]
         if name and name.isascii() and name.decode("ascii").isprintable():
             return quoted(name.decode("ascii"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.catalogue.devices import is_common
-from profiler.harness.native_spec import Node
+from profiler.harness.native.spec import Node
 from profiler.model import Device, DeviceClass, Privilege, Recipe
 
 DEV = Path("/dev")

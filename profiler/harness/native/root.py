@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from profiler.harness.native_mounts import Mount, below
+from profiler.harness.native.mounts import Mount, below
 from profiler.kernel.namespaces import (
     MNT_DETACH,
     MS_BIND,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.catalogue.devices import COMMON
-from profiler.harness.native_mounts import Mount, below
+from profiler.harness.native.mounts import Mount, below
 from profiler.kernel import device_filter
 
 INNER = "sandbox"

@@ -1,0 +1,1 @@
+"""The user's own `docker run`: its words, its engine, its container."""
