@@ -28,7 +28,7 @@ _HELPER = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from profiler.harness.native.child import main; "
     "sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))"
 )
-_PACKAGES = str(Path(__file__).resolve().parents[2])
+_PACKAGES = str(Path(__file__).resolve().parents[3])
 _MESSAGE = 1 << 16  # bytes
 _LATE = 5.0  # seconds that the helper has, after a kill, before it is killed itself
 
