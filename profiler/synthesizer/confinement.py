@@ -12,6 +12,7 @@ from profiler.synthesizer.globs import matches
 from profiler.synthesizer.requirements import EXAMPLES
 
 APPARMOR_UNCONFINED = SecurityOption("apparmor=unconfined")
+UNLABELLED = SecurityOption("label=disable")
 
 
 def apparmor_requirements(observations: Iterable[Observation]) -> tuple[Requirement, ...]:
@@ -38,13 +39,14 @@ def denies_writing(path: str) -> bool:
 
 
 def refused_without_check(observations: Iterable[Observation]) -> Recipe:
-    """What a failing run lacks where a call was refused and no capability was asked for: AppArmor answers EACCES.
+    """What a failing run lacks where a call was refused and no capability was asked for: AppArmor answers EACCES,
+    and so does SELinux (security/selinux/avc.c, avc_has_perm). An engine has one of them at most.
 
     File permissions answer so too, but ask for a capability before (fs/namei.c, generic_permission).
     """
     for observation in observations:
         if observation.result == -errno.EACCES and all(check.granted for check in observation.checks):
-            return frozenset({APPARMOR_UNCONFINED})
+            return frozenset({APPARMOR_UNCONFINED, UNLABELLED})
     return frozenset()
 
 

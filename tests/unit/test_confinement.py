@@ -5,6 +5,7 @@ import pytest
 from profiler.model import Doubt, KernelCheck, Observation, Process
 from profiler.synthesizer.confinement import (
     APPARMOR_UNCONFINED,
+    UNLABELLED,
     apparmor_requirements,
     denies_writing,
     refused_without_check,
@@ -66,7 +67,7 @@ def test_writes_that_the_profile_denies(path, denied):
 
 def test_a_refusal_without_any_refused_check_is_the_profiles():
     killed = call("kill", result=-13)
-    assert refused_without_check([call("kill"), killed]) == {APPARMOR_UNCONFINED}
+    assert refused_without_check([call("kill"), killed]) == {APPARMOR_UNCONFINED, UNLABELLED}
     refused = KernelCheck("DAC_OVERRIDE", granted=False, site="generic_permission")
     for other in (call("kill", result=-1), Observation("openat", (), -13, "/x", SHELL, (refused,))):
         assert refused_without_check([other]) == frozenset()
