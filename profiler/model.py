@@ -115,6 +115,28 @@ class Sysctl:
 Privilege = Capability | Device | DeviceClass | Syscalls | AllowList | SecurityOption | Sysctl
 Recipe = frozenset[Privilege]
 
+
+def capability_names(recipe: Recipe) -> frozenset[str]:
+    """A recipe's capabilities, without `CAP_`."""
+    return frozenset(privilege.name for privilege in recipe if isinstance(privilege, Capability))
+
+
+def opened_calls(recipe: Recipe) -> frozenset[str]:
+    """The system calls that a recipe opens beyond the engine's own filter."""
+    return frozenset(name for privilege in recipe if isinstance(privilege, Syscalls) for name in privilege.names)
+
+
+def only_calls(recipe: Recipe) -> frozenset[str] | None:
+    """The system calls that a recipe allows at most; None where it sets no bound."""
+    lists = [privilege.names for privilege in recipe if isinstance(privilege, AllowList)]
+    return frozenset(name for names in lists for name in names) if lists else None
+
+
+def needs_profile(recipe: Recipe) -> bool:
+    """Whether a recipe says anything of single system calls, which takes a seccomp profile."""
+    return any(isinstance(privilege, Syscalls | AllowList) for privilege in recipe)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What a trace holds
 

@@ -13,9 +13,9 @@ from typing import Final
 from profiler.catalogue.incidental import INCIDENTAL
 from profiler.errors import HostError
 from profiler.harness.interface import Announce, Sandbox
-from profiler.model import AllowList, Called, Capability, Observed, Recipe, Syscalls
+from profiler.model import AllowList, Called, Observed, Recipe, capability_names, opened_calls
 from profiler.verifier.bench import Bench
-from profiler.witness.filter import EngineFilter, numbers
+from profiler.witness.filter import EngineFilter, names
 from profiler.witness.recording import ENTER, EXEC, LEAVE, NEWTASK, Recording, in_order
 from profiler.witness.starts import LOADING, after_filter, origin, threads_of
 
@@ -94,15 +94,14 @@ def _observed(called: Called, runtime: frozenset[str], allowed: frozenset[str]) 
 
 def _allowed(sandbox: Sandbox, recipe: Recipe) -> frozenset[str]:
     """The calls that the recipe's profile allows, for some arguments at least."""
-    program = sandbox.filter_of(frozenset(p.name for p in recipe if isinstance(p, Capability)))
-    opened = frozenset(name for p in recipe if isinstance(p, Syscalls) for name in p.names)
-    return opened | (EngineFilter(program).ever_allowed() if program is not None else frozenset())
+    program = sandbox.filter_of(capability_names(recipe))
+    return opened_calls(recipe) | (EngineFilter(program).ever_allowed() if program is not None else frozenset())
 
 
 def runtime_calls(sandbox: Sandbox, recipe: Recipe) -> frozenset[str] | None:
     """The names of the calls that the engine's runtime makes under the filter, before the workload: several starts of
     the container, until one without loss shows nothing new. None where they cannot be seen."""
-    names = {number: name for name, number in numbers("x86_64").items()}
+    known = names("x86_64")
     with Recording(NEWTASK) as births:
         births.start()
         with sandbox.rehearse(recipe) as (init, _):
@@ -113,7 +112,7 @@ def runtime_calls(sandbox: Sandbox, recipe: Recipe) -> frozenset[str] | None:
         numbers_seen = _start_seen(sandbox, recipe, threads_of(root))
         if numbers_seen is None:
             continue
-        new = {names[number] for number in numbers_seen if number in names} - found
+        new = {known[number] for number in numbers_seen if number in known} - found
         found |= new
         if new <= INCIDENTAL.keys():
             break

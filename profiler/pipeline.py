@@ -39,9 +39,10 @@ from profiler.model import (
     Sysctl,
     Trace,
     Verdict,
+    needs_profile,
 )
 from profiler.options import Options, Prove, Seccomp
-from profiler.profiles import Profiles, has_profile, place_of
+from profiler.profiles import Profiles, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
 from profiler.synthesizer.confinement import refused_without_check
@@ -104,12 +105,15 @@ class _Case:
     broad: Recipe
     profiles: Profiles
 
+    @functools.cached_property
+    def _denied_calls(self) -> frozenset[str]:
+        """The calls that the engine's own filter ever denies; none where it installs no filter."""
+        engine_filter = self.sandbox.filter_of(frozenset())
+        return EngineFilter(engine_filter).ever_denied() if engine_filter is not None else frozenset()
+
     def watched(self) -> Trace:
         """The traced run under every privilege, or several of them merged."""
-        engine_filter = self.sandbox.filter_of(frozenset())
-        extra: frozenset[str] = frozenset()
-        if engine_filter is not None:
-            extra = EngineFilter(engine_filter).ever_denied() - catalogue().calls.keys() - TOO_COMMON
+        extra = self._denied_calls - catalogue().calls.keys() - TOO_COMMON
         traces = []
         for number in range(1, self.options.repeat + 1):
             again = f", run {number} of {self.options.repeat}" if self.options.repeat > 1 else ""
@@ -236,9 +240,7 @@ class _Case:
             case Seccomp.DEFAULT:
                 return self.broad - {UNCONFINED}
             case Seccomp.PROFILE | Seccomp.OBSERVED:
-                engine_filter = self.sandbox.filter_of(frozenset())
-                denied_calls = EngineFilter(engine_filter).ever_denied() if engine_filter is not None else ()
-                return self.broad - {UNCONFINED} | {Syscalls((name,)) for name in denied_calls}
+                return self.broad - {UNCONFINED} | {Syscalls((name,)) for name in self._denied_calls}
 
     def _with_optional(self, bench: Bench, understanding: Understanding, proved: Recipe) -> Recipe:
         """`proved` and what else was asked for, rerun; `proved` alone if the workload then fails, as some do."""
@@ -331,7 +333,7 @@ class _Case:
         left_out = (r for r in requirements if r.status is Status.OPTIONAL and r.privilege not in verdict.kept)
         optional = {r.privilege: asked_for(r.requirement) for r in left_out}
         image, image_id = self.sandbox.image()
-        if has_profile(verdict.recipe):
+        if needs_profile(verdict.recipe):
             place = place_of(self.options.output)
             self.profiles.keep(verdict.recipe, place)
             self.sandbox.profile_path = str(place.absolute())

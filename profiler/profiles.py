@@ -12,7 +12,7 @@ from typing import Self
 
 from profiler.errors import UsageError
 from profiler.leftovers import STATE, owner_tag
-from profiler.model import AllowList, Capability, Recipe, Syscalls
+from profiler.model import Recipe, capability_names, only_calls, opened_calls
 from profiler.witness.filter import profile_with
 
 
@@ -38,7 +38,7 @@ class Profiles:
 
     def path_of(self, recipe: Recipe) -> str:
         """A profile for trying `recipe`, which says something of system calls. May be called from several threads."""
-        key = (_capabilities(recipe), _calls(recipe), _only(recipe))
+        key = (capability_names(recipe), opened_calls(recipe), only_calls(recipe))
         with self._lock:
             if key not in self._known:
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,27 +57,9 @@ class Profiles:
             ) from error
 
     def _text(self, recipe: Recipe) -> str:
-        program = self._filter_of(_capabilities(recipe))
+        program = self._filter_of(capability_names(recipe))
         assert program is not None, "a recipe has calls only where the engine installs a filter"
-        return json.dumps(profile_with(program, _calls(recipe), _only(recipe)), indent=2) + "\n"
-
-
-def _capabilities(recipe: Recipe) -> frozenset[str]:
-    return frozenset(privilege.name for privilege in recipe if isinstance(privilege, Capability))
-
-
-def _calls(recipe: Recipe) -> frozenset[str]:
-    return frozenset(name for privilege in recipe if isinstance(privilege, Syscalls) for name in privilege.names)
-
-
-def _only(recipe: Recipe) -> frozenset[str] | None:
-    lists = [privilege.names for privilege in recipe if isinstance(privilege, AllowList)]
-    return frozenset(name for names in lists for name in names) if lists else None
-
-
-def has_profile(recipe: Recipe) -> bool:
-    """Whether `recipe` needs a profile of its own."""
-    return bool(_calls(recipe)) or _only(recipe) is not None
+        return json.dumps(profile_with(program, opened_calls(recipe), only_calls(recipe)), indent=2) + "\n"
 
 
 def place_of(output: Path | None) -> Path:

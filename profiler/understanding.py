@@ -6,7 +6,7 @@ import dataclasses
 
 from profiler.catalogue.dangers import weight
 from profiler.harness.interface import Sandbox
-from profiler.model import Capability, Doubt, Recipe, Requirement, SecurityOption, Syscalls, Trace
+from profiler.model import Doubt, Recipe, Requirement, SecurityOption, Syscalls, Trace, capability_names
 from profiler.options import Seccomp
 from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements
 from profiler.synthesizer.parameters import with_sysctls
@@ -48,7 +48,7 @@ class Understanding:
         return reduce(self._rows, weight, up_to=up_to)
 
     def _ask_filter(self, recipe: Recipe) -> None:
-        program = self._sandbox.filter_of(frozenset(p.name for p in recipe if isinstance(p, Capability)))
+        program = self._sandbox.filter_of(capability_names(recipe))
         if program is None or self._seccomp is Seccomp.DEFAULT:
             return
         rows = seccomp_requirements(missing_calls(EngineFilter(program), self._trace.raw_calls))

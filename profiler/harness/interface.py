@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.harness.service import Running, Service
-from profiler.model import Capability, HostFacts, Outcome, Privilege, Recipe
+from profiler.model import HostFacts, Outcome, Privilege, Recipe, capability_names
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def steering(recipe: Recipe, grantable: frozenset[str], *, takes_ids: bool) -> f
     (`takes_ids`) SETUID, SETGID, and CHOWN for the standard streams.
     """
     needed = frozenset({"SYS_ADMIN", "SETPCAP"} | ({"SETUID", "SETGID", "CHOWN"} if takes_ids else set()))
-    held = frozenset(privilege.name for privilege in recipe if isinstance(privilege, Capability))
-    return (needed & grantable) - held
+    return (needed & grantable) - capability_names(recipe)
 
 
 class TracedRun(Protocol):

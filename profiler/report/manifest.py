@@ -28,6 +28,7 @@ from profiler.model import (
     Syscalls,
     Sysctl,
     Verdict,
+    opened_calls,
 )
 from profiler.report.evidence import clean, document_of
 from profiler.report.interface import JudgedRequirement, Report
@@ -88,7 +89,7 @@ def _recipe(report: Report) -> dict[str, Any]:
     for flag, value in _flag_values(report.docker_args):
         if flag in _PARTS:
             parts[_PARTS[flag]].append(clean(value))
-    calls = {name for member in report.verdict.recipe if isinstance(member, Syscalls) for name in member.names}
+    calls = opened_calls(report.verdict.recipe)
     return {
         "cap_drop": parts["cap_drop"] or ["ALL"],
         "cap_add": sorted(parts["cap_add"]),

@@ -146,8 +146,9 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
     for name, count in sorted(report.trace.losses.items()):
         if count:
             yield "yellow", f"lost: {name} ×{count}: the trace is incomplete, so nothing is called minimal"
-    for line in _refused(report):
-        yield "yellow", line
+    if report.fails_anyway:
+        for line in (*_refused(report), *_read_only(report)):
+            yield "yellow", line
     if report.facts.not_granted:
         yield "", f"not granted in any run, nobody here can: {', '.join(report.facts.not_granted)}"
     for note in report.notes:
@@ -160,9 +161,7 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _refused(report: Report) -> Iterator[str]:
-    """Where the workload fails even with every privilege: the calls that failed for one that nobody here can grant."""
-    if not report.fails_anyway:
-        return
+    """The calls that failed for a capability that nobody here can grant: the first one of each."""
     seen: dict[str, str] = {}
     for observation in report.trace.observations:
         granted = {check.site for check in observation.checks if check.granted}
@@ -174,6 +173,10 @@ def _refused(report: Report) -> Iterator[str]:
                 seen.setdefault(check.capability, f"{headline(document_of(observation))}{by}")
     for capability, call in seen.items():
         yield f"refused, as nobody here can grant {capability}: {call}"
+
+
+def _read_only(report: Report) -> Iterator[str]:
+    """The first call that failed because a container's /sys is not writable."""
     for observation in report.trace.observations:
         path = observation.path or ""
         if observation.result == -errno.EROFS and path.startswith("/sys/") and report.docker_command:
@@ -182,7 +185,7 @@ def _refused(report: Report) -> Iterator[str]:
                 f"refused, as only --privileged itself mounts {tree} writable (-v {tree}:{tree} does so, too): "
                 f"{headline(document_of(observation))}"
             )
-            break
+            return
 
 
 def _commands(report: Report, width: int) -> Iterator[tuple[str, str]]:

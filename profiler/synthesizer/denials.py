@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from profiler.catalogue.substitutes import SUBSTITUTES
-from profiler.model import Capability, Doubt, KernelCheck, Observation, Recipe, Requirement, Trace
+from profiler.model import Capability, Doubt, KernelCheck, Observation, Recipe, Requirement, Trace, capability_names
 from profiler.synthesizer.pools import Pools
 from profiler.synthesizer.reduce import Weight, reduce
 from profiler.synthesizer.requirements import requirements
@@ -18,7 +18,7 @@ def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weig
     A call that asks for several in turn (DAC_READ_SEARCH, then DAC_OVERRIDE) needs one of them. The surest refusals
     count alone: what is doubtful is taken only where nothing else was refused.
     """
-    held = {privilege.name for privilege in recipe if isinstance(privilege, Capability)}
+    held = capability_names(recipe)
     refused = tuple(
         dataclasses.replace(observation, checks=tuple(_as_granted(_first_asked(observation), held)))
         for observation in trace.observations
@@ -53,7 +53,7 @@ def refusals(trace: Trace, requirement: Requirement) -> tuple[Observation, ...]:
     return tuple(sorted(refused, key=lambda one: (one.call not in asked, (one.result or 0) >= 0)))
 
 
-def _as_granted(checks: Iterable[KernelCheck], held: set[str]) -> Iterable[KernelCheck]:
+def _as_granted(checks: Iterable[KernelCheck], held: frozenset[str]) -> Iterable[KernelCheck]:
     return (
         dataclasses.replace(check, granted=True)
         for check in checks

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from profiler.model import Called
 from profiler.witness.events import Exec, Fork
-from profiler.witness.filter import numbers
+from profiler.witness.filter import names
 from profiler.witness.recording import BUFFER_KIB, ENTER, EXEC, NEWTASK, Entered, Recorded, Recording, in_order
 from profiler.witness.tracefs import SETTLE_NS
 
@@ -60,9 +60,9 @@ class CallWitness:
         if self._failure is not None:
             raise self._failure
         self._take(self._recording.stop(), None)
-        names = {number: name for name, number in numbers("x86_64").items()}
+        known = names("x86_64")
         # Not -1, with which a tracer suppresses a call, nor a number that nobody knows: no profile can name them.
-        found = {names[number]: program for number, program in self._callers.items() if number in names}
+        found = {known[number]: program for number, program in self._callers.items() if number in known}
         foreign = any(number > 0 and number & X32_BIT for number in self._callers)
         return Called(found, self._recording.lost(), foreign)
 

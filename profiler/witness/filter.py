@@ -46,6 +46,12 @@ def numbers(arch: str) -> Mapping[str, int]:
     return {**_RESERVED.get(arch, {}), **syscalls().load_arch_table(arch)}
 
 
+@functools.cache
+def names(arch: str) -> Mapping[int, str]:
+    """The other way round: their names by number."""
+    return {number: name for name, number in numbers(arch).items()}
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a filter answers: an action as `ALLOW`, `ERRNO`, `KILL_PROCESS`, and the errno that goes with ERRNO."""

@@ -7,11 +7,13 @@ or `kprobe_events` removes everybody's.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from profiler import leftovers
@@ -21,6 +23,7 @@ from profiler.kernel import namespaces
 TRACEFS = Path("/sys/kernel/tracing")
 DEBUGFS_TRACEFS = Path("/sys/kernel/debug/tracing")
 REMOVAL_SECONDS = 5.0
+SUBBUFFER_KIB = 64  # fewer, larger reads
 _STAT = re.compile(r"^(overrun|commit overrun|dropped events): (\d+)$", re.MULTILINE)
 
 
@@ -67,6 +70,20 @@ def own_name(root: Path) -> str:
     )
 
 
+@contextlib.contextmanager
+def setting_up(close: Callable[[], None]) -> Iterator[None]:
+    """What sets an instance up, undone by `close` where it fails. HostError in place of the kernel's OSError."""
+    try:
+        yield
+    except BaseException as error:
+        close()
+        if isinstance(error, OSError):
+            raise HostError(
+                f"the trace instance cannot be set up: {error}", "run as root, with kernel lockdown off"
+            ) from error
+        raise
+
+
 class Instance:
     """`instances/NAME` below `root`. HostError when the kernel refuses to make it (lockdown, no privilege)."""
 
@@ -79,6 +96,21 @@ class Instance:
                 f"the kernel refuses a trace instance: {error.strerror or error}",
                 "run as root with CAP_SYS_ADMIN, outside a container and with kernel lockdown off",
             ) from error
+
+    def prepare(self, buffer_kib: int) -> None:
+        """Not recording, on the clock of time.monotonic_ns(), with `buffer_kib` a processor, and whoever is followed
+        with all that it makes. OSError as the kernel answers."""
+        self.write("tracing_on", "0")
+        self.write("trace_clock", "mono")
+        with contextlib.suppress(OSError):  # kernels before 6.8 have pages of 4 KiB only
+            self.write("buffer_subbuf_size_kb", str(SUBBUFFER_KIB))
+        self.write("buffer_size_kb", str(buffer_kib))
+        self.write("options/event-fork", "1")
+
+    def pipes(self) -> Iterator[int]:
+        """Opens each processor's pages to be read without waiting, in the order of their numbers; yours to close."""
+        for cpu in sorted((self.path / "per_cpu").glob("cpu*"), key=lambda path: int(path.name[3:])):
+            yield os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def write(self, file: str, text: str) -> None:
         """Append `text` to one of the instance's files. OSError as the kernel answers."""

@@ -6,7 +6,6 @@ for the entries of system calls. Costs nothing while there is none.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,6 @@ EXEC: Final = "sched/sched_process_exec"
 NEWTASK: Final = "task/task_newtask"
 FORK: Final = "sched/sched_process_fork"  # where there is no task_newtask; does not tell threads from processes
 BUFFER_KIB: Final = 16384  # a processor: some 200,000 entries of system calls
-SUBBUFFER_KIB: Final = 64
 _ARGUMENTS = struct.Struct("<3Q").unpack_from
 _U16 = struct.Struct("<H").unpack_from
 
@@ -80,15 +78,8 @@ class Recording:
                 "this kernel does not tell which system calls are made (no trace event raw_syscalls:sys_enter)",
                 "use a kernel with CONFIG_FTRACE_SYSCALLS, or leave --seccomp observed out",
             )
-        try:
+        with tracing.setting_up(self.close):
             self._prepare(root)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, OSError):
-                raise HostError(
-                    f"the trace instance cannot be set up: {error}", "run as root, with kernel lockdown off"
-                ) from error
-            raise
         return self
 
     def __exit__(
@@ -98,19 +89,13 @@ class Recording:
 
     def _prepare(self, root: Path) -> None:
         self._instance = made = Instance(root, tracing.own_name(root))
-        made.write("tracing_on", "0")
-        made.write("trace_clock", "mono")
-        with contextlib.suppress(OSError):  # kernels before 6.8
-            made.write("buffer_subbuf_size_kb", str(SUBBUFFER_KIB))
-        made.write("buffer_size_kb", str(self._buffer_kib))
-        made.write("options/event-fork", "1")
+        made.prepare(self._buffer_kib)
         self._enabled = [FORK if name == NEWTASK and not made.event(NEWTASK) else name for name in self._events]
         for name in self._enabled:
             one = parse_format(made.read(f"events/{name}/format"))
             self._decoders[one.id] = _decoder(name, one)
         self._layout = parse_header_page(made.read("events/header_page"))
-        for cpu in sorted((made.path / "per_cpu").glob("cpu*")):
-            self._pipes.append(os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        self._pipes.extend(made.pipes())
 
     def start(self, pids: Iterable[int] = ()) -> None:
         """Record the tasks `pids` and all that they make; every task of the host where none is named.

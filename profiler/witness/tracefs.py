@@ -29,7 +29,6 @@ CHECK_EVENT = "capability/cap_capable"
 TASK_EVENTS = ("task/task_newtask", "sched/sched_process_exec", "sched/sched_process_exit")
 FORK_EVENT = "sched/sched_process_fork"
 BUFFER_KIB = 8192  # a processor: some 40,000 checks with their stacks
-SUBBUFFER_KIB = 64  # fewer, larger reads; kernels before 6.8 have pages of 4 KiB only
 PAGES_A_ROUND = 64  # a processor: a round's events go on to the ledger before the next round
 # A writer on another processor may have taken its time stamp and not yet committed its event
 SETTLE_NS = 2_000_000
@@ -115,15 +114,8 @@ class CheckWitness:
         self.kind = _kind(self._root)
         self._symbols.refresh()
         self._classifier = Classifier(self._symbols.first_namespace)
-        try:
+        with tracing.setting_up(self.close):
             self._prepare()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, OSError):
-                raise HostError(
-                    f"the trace instance cannot be set up: {error}", "run as root, with kernel lockdown off"
-                ) from error
-            raise
         return self
 
     def __exit__(
@@ -134,12 +126,7 @@ class CheckWitness:
     def _prepare(self) -> None:
         name = tracing.own_name(self._root)
         self._instance = made = Instance(self._root, name)
-        made.write("tracing_on", "0")
-        made.write("trace_clock", "mono")  # the clock of time.monotonic_ns()
-        with contextlib.suppress(OSError):
-            made.write("buffer_subbuf_size_kb", str(SUBBUFFER_KIB))
-        made.write("buffer_size_kb", str(self._buffer_kib))
-        made.write("options/event-fork", "1")
+        made.prepare(self._buffer_kib)
         if self.kind == "kprobe":
             self._group = tracing.probe_group(name)
             self._probe_with(ENTRY_PROBE_BTF, ENTRY_PROBE)
@@ -151,8 +138,7 @@ class CheckWitness:
         formats = self._formats(made, check)
         self._layout = parse_header_page(made.read("events/header_page"))
         self._decoder = Decoder(self._layout, formats, self._resolve)
-        for cpu in sorted((made.path / "per_cpu").glob("cpu*"), key=lambda path: int(path.name[3:])):
-            self._pipes.append(os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        self._pipes.extend(made.pipes())
 
     def _probe_with(self, *definitions: str) -> None:
         """Make the first of these kprobe events that the kernel takes. OSError as it answers to the last one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from profiler.catalogue.safer import Advice
-from profiler.harness.docker.flags import flags_of, needs_profile
+from profiler.harness.docker.flags import flags_of
 from profiler.model import (
     Capability,
     Device,
@@ -28,6 +28,7 @@ from profiler.model import (
     Sysctl,
     Trace,
     Verdict,
+    needs_profile,
 )
 from profiler.report.interface import JudgedRequirement, Report
 

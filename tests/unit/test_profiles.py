@@ -12,8 +12,8 @@ import pytest
 
 import profiler.profiles
 from profiler.kernel import bpf
-from profiler.model import AllowList, Capability, Recipe, Syscalls
-from profiler.profiles import Profiles, has_profile
+from profiler.model import AllowList, Capability, Recipe, Syscalls, needs_profile
+from profiler.profiles import Profiles
 
 DENIED = {"CHOWN": "read", "FOWNER": "write", "KILL": "open", "MKNOD": "close"}  # by the filter with this capability
 
@@ -57,5 +57,5 @@ def test_a_recipe_with_an_allow_list_has_a_narrower_profile(tmp_path: Path, monk
         entries = [json.loads(path.read_text("utf-8"))["syscalls"] for path in paths]
         assert entries[1] == [{"names": ["pivot_root", "write"], "action": "SCMP_ACT_ALLOW"}]  # read is denied anyway
         assert set(entries[0][0]["names"]) > {"pivot_root", "write", "open"}
-    assert has_profile(frozenset({AllowList(())}))
-    assert not has_profile(frozenset({Capability("CHOWN")}))
+    assert needs_profile(frozenset({AllowList(())}))
+    assert not needs_profile(frozenset({Capability("CHOWN")}))

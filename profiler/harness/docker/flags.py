@@ -5,7 +5,7 @@ The order is fixed, so that equal recipes give equal command lines: capabilities
 
 from __future__ import annotations
 
-from profiler.model import AllowList, Capability, Device, DeviceClass, Recipe, SecurityOption, Syscalls, Sysctl
+from profiler.model import Capability, Device, DeviceClass, Recipe, SecurityOption, Sysctl, needs_profile
 
 SECCOMP_UNCONFINED = "seccomp=unconfined"
 
@@ -35,11 +35,6 @@ def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]
     for sysctl in sorted(p for p in recipe if isinstance(p, Sysctl)):
         flags += ["--sysctl", f"{sysctl.key}={sysctl.value}"]
     return tuple(flags)
-
-
-def needs_profile(recipe: Recipe) -> bool:
-    """Whether the recipe says anything of single system calls."""
-    return any(isinstance(p, Syscalls | AllowList) for p in recipe)
 
 
 def _nodes(recipe: Recipe) -> dict[str, str]:

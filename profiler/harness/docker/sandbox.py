@@ -22,7 +22,7 @@ from profiler.harness.docker import cautions
 from profiler.harness.docker.arguments import DockerRun, flag_words, parse
 from profiler.harness.docker.engine import Engine
 from profiler.harness.docker.files import Produced
-from profiler.harness.docker.flags import SECCOMP_UNCONFINED, flags_of, needs_profile
+from profiler.harness.docker.flags import SECCOMP_UNCONFINED, flags_of
 from profiler.harness.docker.gate import (
     await_gate,
     environment_of,
@@ -40,7 +40,18 @@ from profiler.harness.interface import Caught, Service, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.filters import filters_of
-from profiler.model import Capability, Device, HostFacts, Outcome, Privilege, Recipe, SecurityOption, Syscalls
+from profiler.model import (
+    Capability,
+    Device,
+    HostFacts,
+    Outcome,
+    Privilege,
+    Recipe,
+    SecurityOption,
+    Syscalls,
+    capability_names,
+    needs_profile,
+)
 
 _grants: dict[tuple[str, ...], Grants] = {}  # by engine and what changes the answer: trying costs a start or more
 _THROWAWAY_FLAGS = frozenset({"runtime", "platform", "userns"})  # the user's flags that change what is granted
@@ -332,7 +343,7 @@ class DockerSandbox:
         added = steering(recipe, self._granted.capabilities, takes_ids=takes_ids)
         if not added:
             return recipe, None
-        kept = frozenset(p.name for p in recipe if isinstance(p, Capability))
+        kept = capability_names(recipe)
         more: set[Privilege] = set(map(Capability, added))
         unconfined = SecurityOption(SECCOMP_UNCONFINED) in recipe
         if not unconfined and self.profile_of is not None and self.filter_of(kept) is not None:

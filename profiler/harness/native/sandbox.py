@@ -27,7 +27,7 @@ from profiler.harness.native.spec import KILL, Spec
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import last_cap, name_of, sets_of
 from profiler.leftovers import PREFIX, STATE, is_leftover, owner_tag
-from profiler.model import Capability, HostFacts, Outcome, Recipe, Syscalls
+from profiler.model import Capability, HostFacts, Outcome, Recipe, Syscalls, capability_names
 
 DISK = Path("/var/lib") / PREFIX  # what sandboxes write may be large, and /run is mostly in memory
 # Who finds these takes the host's service for one that can be reached, and waits for its answer: libdevmapper for udev
@@ -93,7 +93,7 @@ class NativeSandbox:
         if self._run is not None:
             self._run.close()
         added = steering(recipe, self.facts().grantable, takes_ids=False)
-        kept = frozenset(p.name for p in recipe if isinstance(p, Capability)) if added else None
+        kept = capability_names(recipe) if added else None
         recipe |= frozenset(map(Capability, added))
         if quiet:
             with self._spool.replay() as replayed:
@@ -187,7 +187,7 @@ class NativeSandbox:
             argv=self._argv,
             env=self._env,
             cwd=self._cwd,
-            capabilities=tuple(sorted(p.name for p in recipe if isinstance(p, Capability))),
+            capabilities=tuple(sorted(capability_names(recipe))),
             nodes=provision.nodes,
             links=provision.links,
             device_rules=provision.rules,
