@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from profiler.kernel.filecaps import open_in_root
 from profiler.kernel.loops import BoundLoop, bound, release
-
-_MOUNTS = Path("/proc/self/mountinfo")
+from profiler.kernel.mountinfo import mounts_of
 
 
 def bound_below(layers: Sequence[str], directories: Sequence[str]) -> tuple[BoundLoop, ...]:
@@ -35,7 +33,7 @@ def let_go(loops: Iterable[BoundLoop]) -> tuple[str, ...]:
     overlay tells them apart: while that is mounted the other run goes on.
     """
     waiting = tuple(loops)
-    mounted = _mounted() if waiting else frozenset()
+    mounted = {mount.device for mount in mounts_of()} if waiting else frozenset()
     released = []
     for loop in waiting:
         if os.major(loop.device) == 0 and loop.device in mounted:
@@ -64,12 +62,3 @@ def _is_at(root: str, loop: BoundLoop, *, overlaid: bool) -> bool:
     # an overlay has an anonymous device (fs/super.c, get_anon_bdev), whose major is 0
     where = os.major(loop.device) == 0 if overlaid else status.st_dev == loop.device
     return where and status.st_ino == loop.inode
-
-
-def _mounted() -> frozenset[int]:
-    """The devices of all file systems that are mounted here (proc_pid_mountinfo(5), third field)."""
-    devices = set()
-    for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        major, _, minor = line.split(" ", 3)[2].partition(":")
-        devices.add(os.makedev(int(major), int(minor)))
-    return frozenset(devices)

@@ -16,6 +16,7 @@ from profiler import leftovers
 from profiler.errors import HostError, ProfilerError
 from profiler.kernel import bpf, capabilities, fanotify, namespaces
 from profiler.kernel.filters import action_available, filters_of
+from profiler.kernel.mountinfo import mounts_of
 from profiler.witness import instance as tracing
 from profiler.witness import tracefs
 
@@ -55,8 +56,7 @@ def cgroup_version() -> int:
     """2 where /sys/fs/cgroup is the unified hierarchy, 1 where it holds controllers' hierarchies, 0 without either."""
     if (_CGROUP / "cgroup.controllers").exists():
         return 2
-    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    return 1 if any(line.split(" ")[2] == "cgroup" for line in mounts.splitlines()) else 0
+    return 1 if any(mount.fstype == "cgroup" for mount in mounts_of()) else 0
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ import pytest
 
 from profiler.errors import HostError, UsageError
 from profiler.harness.native import cgroups
-from profiler.harness.native import mounts as host_mounts
 from profiler.harness.native import sandbox as native
 from profiler.harness.native.sandbox import NativeSandbox
 from profiler.kernel import device_filter
 from profiler.kernel.capabilities import sets_of
+from profiler.kernel.mountinfo import mounts_of
 from profiler.leftovers import STATE, owner_tag
 from profiler.model import Capability, Device, DeviceClass, SecurityOption, Syscalls
 from profiler.tracer.session import trace
@@ -61,7 +61,7 @@ def state_of_ours():
     """Directories and control groups of this test process."""
     tag = owner_tag()
     found = [path for base in (STATE, native.DISK) if base.is_dir() for path in base.glob(f"{tag}*")]
-    mounts = host_mounts.parse(Path("/proc/self/mountinfo").read_text())
+    mounts = mounts_of()
     return found + list(cgroups.leftovers(mounts, lambda name: name.startswith(tag)))
 
 
@@ -509,7 +509,7 @@ def test_killing_the_parent_leaves_nothing(wait_until):
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     # The helper outlives both for a moment, and takes the layers away.
     wait_until(lambda: not list(native.DISK.glob(f"{tag}-*")))
-    mounts = host_mounts.parse(Path("/proc/self/mountinfo").read_text())
+    mounts = mounts_of()
     wait_until(lambda: not cgroups.leftovers(mounts, lambda name: name.startswith(tag)))
     native.clean_leftovers()  # the parent's own directory, with the record of its stdin
     assert not list(STATE.glob(f"{tag}-*"))
@@ -520,7 +520,7 @@ def test_killing_the_parent_leaves_nothing(wait_until):
 
 
 def test_device_filter_on_the_unified_hierarchy(tmp_path):
-    mounts = host_mounts.parse(Path("/proc/self/mountinfo").read_text())
+    mounts = mounts_of()
     unified = next((mount.point for mount in mounts if mount.fstype == "cgroup2" and mount.root == "/"), None)
     if unified is None:
         pytest.skip("no unified hierarchy is mounted")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from profiler.harness.native.cgroups import hierarchies
 from profiler.harness.native.devices import broad_devices, host_nodes, provide
-from profiler.harness.native.mounts import below, own_layers, parse
+from profiler.harness.native.mounts import below, own_layers
 from profiler.harness.native.spec import Node, Spec, decode, encode
+from profiler.kernel.mountinfo import parse
 from profiler.model import Capability, Device, DeviceClass
 
 TABLE = """\
@@ -40,7 +41,7 @@ def test_mountinfo_is_read():
     mounts = {mount.point: mount for mount in parse(TABLE)}
     assert mounts["/"].fstype == "ext4"
     disk = mounts["/media/my disk,\t\\"]
-    assert (disk.number, disk.options) == (30, {"ro", "relatime"})
+    assert (disk.number, disk.device, disk.options) == (30, os.makedev(0, 40), {"ro", "relatime"})
     assert mounts["/proc"].super_options == ("rw", "hidepid=2")
     assert mounts["/run/netns/a"].root == "net:[4026531840]"
 

@@ -10,6 +10,7 @@ from profiler.errors import ProfilerError
 from profiler.harness.docker.arguments import parse
 from profiler.harness.docker.engine import Engine
 from profiler.harness.docker.gate import STATE_PLACES
+from profiler.kernel.mountinfo import mounts_of
 from profiler.leftovers import is_leftover
 
 
@@ -44,6 +45,5 @@ def clean_engine(engine: Engine) -> list[str]:
 
 
 def _holds_mount(directory: Path) -> bool:
-    """Whether something is mounted below: removing would go through it (field 5 of proc_pid_mountinfo(5))."""
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return any(Path(line.split()[4]).is_relative_to(directory) for line in mounts)
+    """Whether something is mounted below: removing would go through it."""
+    return any(Path(mount.point).is_relative_to(directory) for mount in mounts_of())

@@ -32,6 +32,7 @@ from profiler.kernel import namespaces
 from profiler.kernel.capabilities import drop_bounding, set_own
 from profiler.kernel.gate import gate_elf
 from profiler.kernel.loopback import raise_loopback
+from profiler.kernel.mountinfo import Mount, mounts_of
 
 _MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3: executable although vm.memfd_noexec says otherwise
 _MESSAGE = 4096  # bytes: our longest message is a note a mount
@@ -75,7 +76,7 @@ def main(spec_fd: int, control_fd: int) -> int:
 class _Host:
     """What the helper found and made on the host for this run."""
 
-    mounts: tuple[host_mounts.Mount, ...]
+    mounts: tuple[Mount, ...]
     hierarchies: tuple[cgroups.Hierarchy, ...]  # those in which the run has a group
     groups: tuple[Path, ...]
     notes: tuple[str, ...]
@@ -83,7 +84,7 @@ class _Host:
 
 def _look_at_host(spec: Spec) -> _Host:
     """Read the mount table and make the run's control groups."""
-    mounts = host_mounts.visible(host_mounts.current())
+    mounts = host_mounts.visible(mounts_of())
     hierarchies = cgroups.hierarchies(mounts, Path("/proc/self/cgroup").read_text(errors="surrogateescape"))
     groups, limited = cgroups.make(hierarchies, spec.name, spec.device_rules)
     notes = () if limited else ("nodes that the workload makes itself are not limited: no control group for devices",)

@@ -1,15 +1,12 @@
-"""The host's mount table: parsed, and sorted by what the embedded sandbox does with each mount. Mounts nothing.
-
-Source: proc_pid_mountinfo(5).
-"""
+"""The host's mount table, sorted by what the embedded sandbox does with each mount. Mounts nothing."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from profiler.kernel.mountinfo import Mount
 
 # Fresh ones are made where a system has them; elsewhere they show the host's state and are left out.
 PSEUDO = frozenset({"proc", "sysfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "nsfs", "rpc_pipefs"})
@@ -18,50 +15,6 @@ HOST_INTERFACES = frozenset(
     {"securityfs", "debugfs", "tracefs", "configfs", "pstore", "efivarfs", "fusectl", "selinuxfs"}
 )
 SPECIAL_TREES = ("/proc", "/sys", "/dev")
-_OCTAL = re.compile(r"\\([0-7]{3})")
-
-
-@dataclass(frozen=True)
-class Mount:
-    """One line of mountinfo. `root` is the directory of the file system that is mounted; options without `rw`."""
-
-    number: int
-    root: str
-    point: str
-    options: frozenset[str]
-    fstype: str
-    super_options: tuple[str, ...]
-
-
-def unescape(text: str) -> str:
-    """Undo the octal escapes of mountinfo (space, tab, newline, backslash, `#`)."""
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
-
-
-def parse(text: str) -> tuple[Mount, ...]:
-    """The mounts of a mountinfo file, in its order (parents before children)."""
-    mounts = []
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        number, _parent, _device, root, point, options = left.split(" ")[:6]
-        # The source may hold escaped blanks or be empty: type and super options are first and last.
-        fstype, *_source, super_options = right.split(" ")
-        mounts.append(
-            Mount(
-                int(number),
-                unescape(root),
-                unescape(point),
-                frozenset(options.split(",")),
-                fstype,
-                tuple(super_options.split(",")),
-            )
-        )
-    return tuple(mounts)
-
-
-def current() -> tuple[Mount, ...]:
-    """The mounts of this process's mount namespace."""
-    return parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def below(path: str, tree: str) -> bool:

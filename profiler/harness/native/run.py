@@ -17,9 +17,9 @@ from typing import BinaryIO
 from profiler.errors import HostError, UsageError
 from profiler.harness.interface import Caught
 from profiler.harness.native import cgroups
-from profiler.harness.native import mounts as host_mounts
 from profiler.harness.native.spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.harness.service import Service
+from profiler.kernel.mountinfo import mounts_of
 from profiler.model import Outcome
 
 TAIL = 64 * 1024  # bytes of output kept of each stream
@@ -211,7 +211,7 @@ class Helper:
             self._process.kill()
             self._process.wait()
         if self._process.returncode != 0:  # it was killed: what it would have removed is here still
-            groups = cgroups.leftovers(host_mounts.current(), lambda name: name == self._name)
+            groups = cgroups.leftovers(mounts_of(), lambda name: name == self._name)
             cgroups.remove(groups)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:

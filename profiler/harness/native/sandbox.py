@@ -26,6 +26,7 @@ from profiler.harness.native.run import Helper, NativeRun, has_terminal
 from profiler.harness.native.spec import KILL, Spec
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import last_cap, name_of, sets_of
+from profiler.kernel.mountinfo import mounts_of
 from profiler.leftovers import PREFIX, STATE, is_leftover, owner_tag
 from profiler.model import Capability, HostFacts, Outcome, Recipe, Syscalls, capability_names
 
@@ -218,7 +219,7 @@ def clean_leftovers() -> tuple[str, ...]:
             shutil.rmtree(directory, ignore_errors=True)
         except OSError as error:
             raise HostError(f"{directory} cannot be removed: {error.strerror}", "remove it by hand") from error
-    groups = cgroups.leftovers(host_mounts.visible(host_mounts.current()), is_leftover)
+    groups = cgroups.leftovers(host_mounts.visible(mounts_of()), is_leftover)
     cgroups.remove(groups)
     return tuple(str(path) for path in (*directories, *groups) if not path.exists())
 
