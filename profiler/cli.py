@@ -32,6 +32,7 @@ from profiler.errors import (
     WorkloadError,
 )
 from profiler.options import DEFAULT_PROVE_BUDGET, Network, Options, Prove, Seccomp, duration
+from profiler.output import check_writable
 from profiler.report import explain as evidence
 from profiler.report import lines, manifest, table
 from profiler.signals import Ended, orderly_end
@@ -224,7 +225,7 @@ def run(
         quiet=quiet,
     )
     if output is not None:
-        manifest.check_writable(output)
+        check_writable(output)
     report = _profiled(command, options)
     document = manifest.render(report)
     _write(table.render(report, width=_width(), colour=_colour()), err=True)

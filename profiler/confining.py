@@ -11,8 +11,9 @@ from typing import Final
 
 from profiler import apparmor
 from profiler.catalogue.safer import Advice
-from profiler.errors import HostError, UsageError
+from profiler.errors import HostError
 from profiler.model import OwnProfile, Recipe, SecurityOption, Trace
+from profiler.output import write
 from profiler.synthesizer.apparmor_profile import Opening, openings, profile_text
 from profiler.synthesizer.confinement import APPARMOR_UNCONFINED
 from profiler.verifier.bench import Bench
@@ -89,10 +90,5 @@ def _written(opening: Opening, output: Path) -> OwnProfile:
     digest = hashlib.sha256(profile_text("", opening).encode()).hexdigest()[:8]
     name = f"docker-{re.sub(r'[^A-Za-z0-9_.-]', '-', output.stem)}-{digest}"
     remarks = (f"docker-default, and beyond it: {_list(opening.words)}", f"load it with {apparmor.PARSER} --replace")
-    try:
-        file.write_text(profile_text(name, opening, remarks=remarks), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"the AppArmor profile cannot be written to {file}: {error.strerror}", "name a writable place with -o"
-        ) from error
+    write(file, profile_text(name, opening, remarks=remarks))
     return OwnProfile(name, str(file), opening.words)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from profiler.errors import UsageError
+from profiler import output
 from profiler.leftovers import STATE, owner_tag
 from profiler.model import Recipe, capability_names, only_calls, opened_calls
 from profiler.witness.filter import profile_with
@@ -49,12 +49,7 @@ class Profiles:
 
     def keep(self, recipe: Recipe, path: Path) -> None:
         """Write the profile of the final recipe to `path`. Raises UsageError when that cannot be written."""
-        try:
-            path.write_text(self._text(recipe), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"the seccomp profile cannot be written to {path}: {error.strerror}", "name a writable place with -o"
-            ) from error
+        output.write(path, self._text(recipe))
 
     def _text(self, recipe: Recipe) -> str:
         program = self._filter_of(capability_names(recipe))
@@ -62,6 +57,6 @@ class Profiles:
         return json.dumps(profile_with(program, opened_calls(recipe), only_calls(recipe)), indent=2) + "\n"
 
 
-def place_of(output: Path | None) -> Path:
+def place_of(manifest: Path | None) -> Path:
     """Where the final profile goes: beside the manifest, or into the working directory where there is none."""
-    return output.with_suffix(".seccomp.json") if output is not None else Path("capprofile.seccomp.json")
+    return manifest.with_suffix(".seccomp.json") if manifest is not None else Path("capprofile.seccomp.json")

@@ -16,6 +16,7 @@ from sample_report import EVERYTHING, FUSE, KEYCTL, LOOP, MASKED, MOUNTED, PORTS
 
 from profiler.errors import UsageError
 from profiler.model import AllowList, Capability, Device, Observation, Observed, Process, Status, Trace, Verdict
+from profiler.output import check_writable
 from profiler.report import manifest
 from profiler.report.evidence import clean, printable
 
@@ -135,7 +136,7 @@ def test_a_verdict_without_runs_is_skipped():
 
 def test_writing_and_reading_gives_the_recipe_back(tmp_path):
     target = tmp_path / "m.json"
-    manifest.check_writable(target)
+    check_writable(target)
     assert list(tmp_path.iterdir()) == []
     manifest.write(target, manifest.render(report(EVERYTHING)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.json"]
@@ -169,7 +170,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_device_is_written_to_and_not_replaced():
-    manifest.check_writable(Path("/dev/null"))
+    check_writable(Path("/dev/null"))
     manifest.write(Path("/dev/null"), {})
     assert Path("/dev/null").is_char_device()
 
@@ -181,7 +182,7 @@ def test_a_device_is_written_to_and_not_replaced():
 def test_an_unwritable_output_is_found_beforehand(tmp_path, monkeypatch, name, says):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=says) as caught:
-        manifest.check_writable(Path(name))
+        check_writable(Path(name))
     assert caught.value.hint
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import profiler.profiles
+from profiler.errors import UsageError
 from profiler.kernel import bpf
 from profiler.model import AllowList, Capability, Recipe, Syscalls, needs_profile
 from profiler.profiles import Profiles
@@ -59,3 +60,16 @@ def test_a_recipe_with_an_allow_list_has_a_narrower_profile(tmp_path: Path, monk
         assert set(entries[0][0]["names"]) > {"pivot_root", "write", "open"}
     assert needs_profile(frozenset({AllowList(())}))
     assert not needs_profile(frozenset({Capability("CHOWN")}))
+
+
+def test_what_cannot_be_kept_is_a_usage_error_and_what_is_there_stays(tmp_path: Path) -> None:
+    def filter_of(_capabilities: frozenset[str]) -> bytes:
+        return bpf.assemble([bpf.Rule(0)], action=bpf.RET_ERRNO | errno.EPERM)
+
+    with Profiles(filter_of) as profiles:
+        with pytest.raises(UsageError, match="cannot be written"):
+            profiles.keep(recipe("CHOWN"), tmp_path / "gone" / "profile.json")
+        (tmp_path / "profile.json").mkdir()
+        with pytest.raises(UsageError, match="cannot be written"):
+            profiles.keep(recipe("CHOWN"), tmp_path / "profile.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]

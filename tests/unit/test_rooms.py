@@ -100,8 +100,9 @@ MAY_KNOW = {
     "catalogue": {"catalogue", "errors", "model", "kernel.bpf"},  # the traced calls are rules of a filter
     "synthesizer": {"synthesizer", "catalogue", "errors", "model"},
     "verifier": {"verifier", "catalogue", "errors", "model", "harness.interface"},
-    "report": {"report", "catalogue", "errors", "model"},
+    "report": {"report", "catalogue", "errors", "model", "output"},
     "options": {"errors"},
+    "output": {"errors"},
 }
 
 
