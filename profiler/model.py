@@ -195,6 +195,8 @@ class DeviceUse:
     """A device node that the workload opened, made or mounted, with the access it used (subset of `rwm`).
 
     `made`: the workload made the node itself with mknod (then only a cgroup rule and MKNOD help, not `--device`).
+    `bound`: it was there, but this host has no such node under this path: a volume or bind mount brought it, and all
+    that it lacks without every device is a cgroup rule.
     """
 
     path: str
@@ -205,6 +207,7 @@ class DeviceUse:
     process: Process
     made: bool = False
     count: int = 1
+    bound: bool = False
 
 
 @dataclass(frozen=True)

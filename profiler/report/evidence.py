@@ -79,6 +79,7 @@ def document_of(piece: Observation | DeviceUse | RawCall) -> dict[str, Any]:
                     "minor": piece.minor,
                     "access": piece.access,
                     "made": piece.made,
+                    "bound": piece.bound,
                 },
             }
         case RawCall():

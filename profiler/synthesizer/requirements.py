@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import stat
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from profiler.catalogue.devices import DISPENSERS
@@ -211,19 +211,23 @@ def _of_sets(observation: Observation, grantable: frozenset[str]) -> Iterator[Ne
 
 def _of_device(use: DeviceUse, pools: Pools, used: Container[tuple[str, int]]) -> Need:
     """The need of one device; `used` are the kinds and majors of all that the workload used."""
-    access = "".join(letter for letter in "rwm" if letter in use.access)
+    access = _letters(use.access) or "rw"
+    pool = pools.of(use.kind, use.major)
     privilege: Privilege
     if use.made:
         privilege = DeviceClass(use.kind, use.major, use.minor, "rwm")
         reason = "the workload makes this node itself"
+    elif use.bound:
+        # Its node is there whatever the recipe; of a pool's, another one may be taken from the same tree next time.
+        which = (use.minor, access) if pool is None else (None, "rw")
+        privilege = DeviceClass(use.kind, use.major, *which)
+        reason = "the workload opens this device, which a mount brings"
+    elif pool is not None:
+        privilege = DeviceClass(use.kind, use.major, None, "rw", pool)
+        reason = "any free node of this kind may be taken"
     else:
-        pool = pools.of(use.kind, use.major)
-        if pool is not None:
-            privilege = DeviceClass(use.kind, use.major, None, "rw", pool)
-            reason = "any free node of this kind may be taken"
-        else:
-            privilege = Device(use.path, access or "rw")
-            reason = "the workload opens this device"
+        privilege = Device(use.path, access)
+        reason = "the workload opens this device"
     doubt = Doubt.DOUBTFUL if DISPENSERS.get(use.path) in used else Doubt.LIKELY
     return Need((frozenset({privilege}),), reason, doubt, use)
 
@@ -261,20 +265,26 @@ def _joined_devices(
 ) -> dict[tuple[frozenset[Privilege], ...], list[Need]]:
     """One device opened for reading by one process and for writing by another is one privilege with both letters."""
     joined: dict[tuple[frozenset[Privilege], ...], list[Need]] = {}
-    access: dict[str, str] = {}
+    access: dict[Privilege, str] = {}
     for alternatives in groups:
         for privilege in alternatives[0]:
-            if isinstance(privilege, Device):
-                access[privilege.path] = access.get(privilege.path, "") + privilege.access
+            if isinstance(privilege, Device | DeviceClass):
+                which = dataclasses.replace(privilege, access="")
+                access[which] = access.get(which, "") + privilege.access
     for alternatives, group in groups.items():
-        key = tuple(
-            frozenset(
-                dataclasses.replace(p, access="".join(c for c in "rwm" if c in access[p.path]))
-                if isinstance(p, Device) and p.path in access
-                else p
-                for p in alternative
-            )
-            for alternative in alternatives
-        )
+        key = tuple(frozenset(_widened(p, access) for p in alternative) for alternative in alternatives)
         joined.setdefault(key, []).extend(group)
     return joined
+
+
+def _widened(privilege: Privilege, access: Mapping[Privilege, str]) -> Privilege:
+    """A device with all the letters that `access` knows for it."""
+    if not isinstance(privilege, Device | DeviceClass):
+        return privilege
+    known = access.get(dataclasses.replace(privilege, access=""), privilege.access)
+    return dataclasses.replace(privilege, access=_letters(known))
+
+
+def _letters(access: str) -> str:
+    """Each letter once, in the order in which the kernel's device cgroup and the engines write them."""
+    return "".join(letter for letter in "rwm" if letter in access)

@@ -1,8 +1,8 @@
 """Which device nodes the workload uses, how and by whom: fanotify marks on the nodes themselves, never an open of ours.
 
-Watched are the nodes below the workload's /dev when it starts (less what every container has), the nodes that it makes
-later, and those of a devtmpfs that it mounts. Block devices that it mounts are told by the session: the kernel opens
-them without any file.
+Watched are the nodes below the workload's /dev when it starts (less what every container has), those that bind mounts
+bring elsewhere, the nodes that it makes later, and those of a devtmpfs that it mounts. Block devices that it mounts are
+told by the session: the kernel opens them without any file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from profiler.kernel.fanotify import (
     Group,
     handle_of,
 )
+from profiler.kernel.mountinfo import mounts_of
 from profiler.model import DeviceUse, Process
 
 USES: Final = FAN_OPEN | FAN_CLOSE_WRITE | FAN_CLOSE_NOWRITE
@@ -43,6 +44,14 @@ class _Node:
     major: int
     minor: int
     made: bool
+    bound: bool
+
+    @classmethod
+    def of(cls, path: str, found: os.stat_result, *, made: bool = False) -> _Node:
+        """The node of this status that the workload sees at `path`."""
+        kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
+        bound = not made and not _is_same_node(path, found)
+        return cls(path, kind, os.major(found.st_rdev), os.minor(found.st_rdev), made, bound)
 
 
 @dataclass
@@ -90,6 +99,7 @@ class DeviceWatch:
         except OSError as error:
             self._failure = str(error)
         self._watch_tree(pid, "/dev")
+        self._watch_mounts(pid)
 
     def __enter__(self) -> DeviceWatch:
         return self
@@ -138,8 +148,7 @@ class DeviceWatch:
         except OSError:
             return
         if stat.S_ISBLK(found.st_mode):
-            node = _Node(source, "b", os.major(found.st_rdev), os.minor(found.st_rdev), made=False)
-            self._use(node, process, "r" if read_only else "rw")
+            self._use(_Node.of(source, found), process, "r" if read_only else "rw")
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +201,7 @@ class DeviceWatch:
                 known, letters, count = before.process, before.access + letters, before.count + times
             merged[key] = DeviceUse(
                 node.path, node.kind, node.major, node.minor,
-                "".join(letter for letter in _ORDER if letter in letters), known, node.made, count,
+                "".join(letter for letter in _ORDER if letter in letters), known, node.made, count, node.bound,
             )  # fmt: skip
         return tuple(merged.values())
 
@@ -237,7 +246,7 @@ class DeviceWatch:
             found = os.stat(making.name, dir_fd=making.directory, follow_symlinks=False)
         except OSError:
             return False
-        if not (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)) or found.st_rdev != making.rdev:
+        if not _is_node(found) or found.st_rdev != making.rdev:
             return False
         node = self._watch(making.name, making.directory, making.path, found, made=True)
         self._use(node, making.process, "m")
@@ -252,6 +261,30 @@ class DeviceWatch:
         with contextlib.suppress(OSError):
             self._group.unmark(f"/proc/self/fd/{making.directory}/.", USES | FAN_EVENT_ON_CHILD)
 
+    def _watch_mounts(self, pid: int) -> None:
+        """Mark the nodes that mounts bring elsewhere than below /dev: a node itself, or the host's whole /dev."""
+        with contextlib.suppress(OSError):
+            devtmpfs = os.stat("/dev").st_dev  # noqa: PTH116
+            for mount in mounts_of(pid):
+                if PurePosixPath(mount.point).is_relative_to("/dev"):
+                    continue
+                if mount.device == devtmpfs and mount.root == "/":
+                    self._watch_tree(pid, mount.point)
+                    continue
+                with contextlib.suppress(OSError):
+                    directory, _, name = _outside(pid, mount.point).rpartition("/")
+                    self._watch_mount(directory, name, mount.point)
+
+    def _watch_mount(self, directory: str, name: str, path: str) -> None:
+        """Mark what is mounted at `name` if it is a node that not every container has. Raises OSError."""
+        descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if _is_uncommon_node(found):
+                self._watch(name, descriptor, path, found, made=False)
+        finally:
+            os.close(descriptor)
+
     def _watch_tree(self, pid: int, top: str) -> None:
         """Mark the nodes below `top` as `pid` sees it."""
         with contextlib.suppress(OSError):
@@ -263,8 +296,7 @@ class DeviceWatch:
                 os.close(root)
 
     def _watch(self, name: str, directory: int, path: str, found: os.stat_result, *, made: bool) -> _Node:
-        kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
-        node = _Node(path, kind, os.major(found.st_rdev), os.minor(found.st_rdev), made)
+        node = _Node.of(path, found, made=made)
         try:
             if self._group is None:
                 raise OSError(self._failure)
@@ -284,6 +316,25 @@ def _outside(pid: int, path: str) -> str:
 
 def _device(pid: int, path: str) -> int:
     return os.stat(_outside(pid, path)).st_dev  # noqa: PTH116
+
+
+def _is_node(found: os.stat_result) -> bool:
+    return stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
+
+
+def _is_uncommon_node(found: os.stat_result) -> bool:
+    """Whether it is a device node, and one that not every container has."""
+    kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
+    return _is_node(found) and not is_common(kind, os.major(found.st_rdev), os.minor(found.st_rdev))
+
+
+def _is_same_node(path: str, found: os.stat_result) -> bool:
+    """Whether this host has that node, too, under the same path: only then can an engine be told to give it by name."""
+    try:
+        ours = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return False
+    return (stat.S_IFMT(ours.st_mode), ours.st_rdev) == (stat.S_IFMT(found.st_mode), found.st_rdev)
 
 
 def _access(mask: int) -> str:
@@ -308,7 +359,5 @@ def _nodes(directory: int, prefix: str) -> Iterator[tuple[int, str, str, os.stat
                     yield from _nodes(below, f"{prefix}/{name}")
                 finally:
                     os.close(below)
-        elif stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
-            kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
-            if not is_common(kind, os.major(found.st_rdev), os.minor(found.st_rdev)):
-                yield directory, prefix, name, found
+        elif _is_uncommon_node(found):
+            yield directory, prefix, name, found

@@ -115,6 +115,31 @@ def test_uses_are_told_by_path_and_access(shell: Shell) -> None:
         assert watch.losses() == {}
 
 
+def test_a_node_that_a_mount_brings_elsewhere_is_told_apart(shell: Shell) -> None:
+    shell.run("mkdir /dev/elsewhere; mount -t tmpfs none /mnt; touch /mnt/node; mount --bind /dev/kmsg /mnt/node")
+    shell.run("touch /mnt/null /mnt/twice; mount --bind /dev/null /mnt/null; mount --bind /etc/hostname /mnt/twice")
+    with DeviceWatch(shell.pid, who) as watch:
+        shell.run("true </mnt/node; true </mnt/null; true </mnt/twice")
+        (use,) = watch.finish(lambda process: process)
+        assert (use.path, use.kind, use.major, use.minor, use.access) == ("/dev/kmsg", "c", 1, 11, "r")
+    shell.run("mount --bind /dev/below/kmsg /mnt/node; umount /dev")
+    with DeviceWatch(shell.pid, who) as watch:
+        shell.run("true </mnt/node; true </dev/kmsg")
+        uses = watch.finish(lambda process: process)
+        assert {(use.path, use.bound, use.made) for use in uses} == {
+            ("/mnt/node", True, False),
+            ("/dev/kmsg", False, False),
+        }
+
+
+def test_the_hosts_whole_dev_mounted_elsewhere_is_watched(shell: Shell) -> None:
+    shell.run("umount /dev; mount --bind /dev /mnt; mount -t tmpfs none /dev")
+    with DeviceWatch(shell.pid, who) as watch:
+        shell.run("true </mnt/kmsg")
+        uses = watch.finish(lambda process: process)
+        assert {(use.path, use.bound) for use in uses} == {("/mnt/kmsg", True)}
+
+
 def test_a_link_leads_to_its_node(shell: Shell) -> None:
     with DeviceWatch(shell.pid, who) as watch:
         shell.run("true </dev/link; true <>/dev/link")

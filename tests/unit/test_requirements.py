@@ -119,6 +119,20 @@ def test_devices_join_their_access_and_pools_become_classes():
     }
 
 
+def test_a_node_that_a_mount_brings_lacks_a_rule_and_nothing_else():
+    uses = (
+        DeviceUse("/opt/fuse", "c", 10, 229, "r", SHELL, bound=True),
+        DeviceUse("/opt/fuse", "c", 10, 229, "rw", Process(11, "/bin/other"), bound=True),
+        DeviceUse("/host/dev/loop3", "b", 7, 3, "r", SHELL, bound=True),
+    )
+    trace = Trace((), uses, (), {}, 0, 0.0)
+    rows = requirements(trace, EVERYTHING, Pools({("b", 7): ("/dev/loop0", "/dev/loop3")}), confined=True)
+    assert {next(iter(row.alternatives[0])) for row in rows} == {
+        DeviceClass("c", 10, 229, "rw"),
+        DeviceClass("b", 7, None, "rw"),
+    }
+
+
 def test_refused_calls_are_one_requirement_each():
     pivot = RawCall("pivot_root", 155, (0, 0, 0, 0, 0, 0), SHELL, result=0)
     failing = RawCall("ptrace", 101, (0, 0, 0, 0, 0, 0), SHELL, result=-1)

@@ -22,7 +22,7 @@ def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]
         flags += ["--cap-add", capability.name]
     for path, access in sorted(_nodes(recipe).items()):
         flags += ["--device", f"{path}:{path}:{access}"]
-    # `--device` allows a node in the container's cgroup too: a rule is for nodes that the workload makes itself.
+    # `--device` allows a node in the container's cgroup too: a rule is for nodes that come there by another way.
     rules = (p for p in recipe if isinstance(p, DeviceClass) and not p.paths)
     for pool in sorted(rules, key=lambda pool: pool.label):
         flags += ["--device-cgroup-rule", pool.label]
