@@ -43,6 +43,12 @@ def bound() -> tuple[BoundLoop, ...]:
     return tuple(found)
 
 
+def nodes_of(node: str) -> tuple[str, ...]:
+    """A loop device and those of its partitions whose nodes are here."""
+    partitions = (Path("/dev") / entry.parent.name for entry in (_SYS / Path(node).name).glob("*/partition"))
+    return (node, *sorted(str(partition) for partition in partitions if partition.is_block_device()))
+
+
 def release(loop: BoundLoop) -> bool:
     """Let go of the file, if the device is still bound to it; one that is in use is let go of with its last user.
 

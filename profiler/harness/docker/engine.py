@@ -23,8 +23,9 @@ from docker.errors import APIError, DockerException, NotFound, TLSParameterError
 
 from profiler.errors import HostError, ProfilerError, UsageError
 from profiler.harness.docker.arguments import DockerRun
-from profiler.harness.loops import bound_below, let_go
-from profiler.kernel.loops import BoundLoop, bound
+from profiler.harness.loops import bound_below, let_go, swap_off_below
+from profiler.kernel.loops import bound
+from profiler.kernel.swaps import swap_files
 from profiler.leftovers import LABEL, owner_tag
 
 _CLIENT_SECONDS = 60.0  # for client commands that only ask the engine something; creating may copy an image's volume
@@ -240,24 +241,24 @@ class Engine:
         self._quietly(lambda: self.api.kill(container))
 
     def remove(self, container: str) -> None:
-        """Kill and remove it with its anonymous volumes, and let go of the loop devices that it bound to files of its
-        own. Quiet when it is gone."""
-        own = self._own_loops(container)
+        """Kill and remove it with its anonymous volumes, and let go of what it has left on files of its own: loop
+        devices, and swap areas that are still on. Quiet when it is gone."""
+        layers, volumes = self._own_places(container) if bound() or swap_files() else ((), ())
+        loops = bound_below(layers, volumes)
+        swap_off_below(volumes)
         self._quietly(lambda: self.api.remove_container(container, v=True, force=True))
-        let_go(own)
+        let_go(loops)
 
-    def _own_loops(self, container: str) -> tuple[BoundLoop, ...]:
-        """The loop devices whose files go with the container: in its layers, and in its anonymous volumes."""
-        if not bound():
-            return ()
+    def _own_places(self, container: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What goes with the container: the directories of its layers, and those of its anonymous volumes."""
         try:
             found = self.inspect(container)
         except ProfilerError:  # gone
-            return ()
+            return (), ()
         driver = (found.get("GraphDriver") or {}).get("Data") or {}
         layers = [driver.get("UpperDir", ""), *driver.get("LowerDir", "").split(":")]
         volumes = [m["Source"] for m in found.get("Mounts") or () if _ANONYMOUS.fullmatch(m.get("Name") or "")]
-        return bound_below([layer for layer in layers if layer], volumes)
+        return tuple(layer for layer in layers if layer), tuple(volumes)
 
     def answers(self) -> bool:
         """Whether the engine still answers."""

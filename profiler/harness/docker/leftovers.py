@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from profiler.errors import ProfilerError
 from profiler.harness.docker.arguments import parse
 from profiler.harness.docker.engine import Engine
 from profiler.harness.docker.gate import STATE_PLACES
+from profiler.harness.loops import remove_layers
 from profiler.kernel.mountinfo import mounts_of
 from profiler.leftovers import is_leftover
 
@@ -29,7 +29,7 @@ def clean_leftovers() -> tuple[str, ...]:
     for place in STATE_PLACES:
         for directory in place.glob("*"):
             if is_leftover(directory.name) and not _holds_mount(directory):
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_layers(directory)
                 removed.append(str(directory))
         with suppress(OSError):
             place.rmdir()

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import os
 import select
-import shutil
 import signal
 import socket
 import time
@@ -23,7 +22,7 @@ from typing import NoReturn
 
 from profiler.errors import ProfilerError
 from profiler.harness.fingerprint import digest_of, stamp_of
-from profiler.harness.loops import bound_below, let_go
+from profiler.harness.loops import remove_layers
 from profiler.harness.native import cgroups, system
 from profiler.harness.native import mounts as host_mounts
 from profiler.harness.native import root as layers
@@ -66,9 +65,7 @@ def main(spec_fd: int, control_fd: int) -> int:
     finally:
         cgroups.remove(host.groups)
         for store in spec.stores:
-            loops = bound_below([str(upper) for upper in Path(store).glob("*/upper")], [])
-            shutil.rmtree(store, ignore_errors=True)
-            let_go(loops)
+            remove_layers(Path(store))
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import BinaryIO
 
 from profiler.errors import HostError, UsageError
 from profiler.harness.interface import Caught
+from profiler.harness.loops import remove_layers
 from profiler.harness.native import cgroups
 from profiler.harness.native.spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.harness.service import Service
@@ -220,7 +220,7 @@ class Helper:
             _take_terminal()
             self._foreground = False
         for store in self._stores:
-            shutil.rmtree(store, ignore_errors=True)
+            remove_layers(store)
 
 
 def _read_tail(fd: int, tail: bytearray) -> bool:

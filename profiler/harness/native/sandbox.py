@@ -20,6 +20,7 @@ from profiler import __version__
 from profiler.errors import HostError, UsageError
 from profiler.harness.docker.flags import flags_of
 from profiler.harness.interface import Caught, Service, steering
+from profiler.harness.loops import remove_layers
 from profiler.harness.native import cgroups, devices
 from profiler.harness.native import mounts as host_mounts
 from profiler.harness.native.run import Helper, NativeRun, has_terminal
@@ -213,10 +214,11 @@ def clean_leftovers() -> tuple[str, ...]:
     """
     directories = [path for base in (DISK, STATE) if base.is_dir() for path in base.iterdir() if is_leftover(path.name)]
     for directory in directories:
+        remove_layers(directory)
         try:
             shutil.rmtree(directory)
-        except FileNotFoundError:  # the run's own helper, or another capprofile, is at it too
-            shutil.rmtree(directory, ignore_errors=True)
+        except FileNotFoundError:  # as it should be
+            continue
         except OSError as error:
             raise HostError(f"{directory} cannot be removed: {error.strerror}", "remove it by hand") from error
     groups = cgroups.leftovers(host_mounts.visible(mounts_of()), is_leftover)
