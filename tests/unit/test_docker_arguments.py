@@ -118,11 +118,24 @@ def test_what_docker_would_refuse_is_refused_by_name(argv, message, hint):
 def test_podman_is_refused_as_a_host_without_docker():
     with pytest.raises(HostError, match="podman"):
         parse(("/usr/bin/podman", "run", "image"))
+    with pytest.raises(HostError, match="nerdctl"):
+        parse(("nerdctl", "run", "image"))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"), [("build .", "a step"), ("compose up", "compose config"), ("ps", "write it as")]
+)
+def test_what_is_no_run_is_refused_with_what_to_do_instead(words, hint):
+    with pytest.raises(UsageError) as raised:
+        parse(("docker", *words.split()))
+    assert hint in raised.value.hint
 
 
 def test_clients_are_known_by_their_last_component():
     assert names_engine(("/usr/bin/docker", "run"))
-    assert names_engine(("podman",))
+    assert names_engine(("podman", "run"))
+    assert names_engine(("nerdctl", "container", "run"))
+    assert not names_engine(("podman", "build", "."))
     assert not names_engine(("docker-compose",))
     assert not names_engine(())
 

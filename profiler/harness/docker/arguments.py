@@ -77,6 +77,17 @@ _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})  # Go's strconv.Parse
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _WRAPPERS = frozenset({"sudo", "doas", "env", "nice", "ionice", "nohup", "setsid", "time", "timeout"})
 _SHAPE = "write it as: docker run [flags] IMAGE [command…]"
+# Clients whose `run` starts a container elsewhere than below Docker's engine. Their other words (a build) are programs
+# like any other: these run in the embedded sandbox.
+_OTHER_ENGINES = frozenset({"podman", "nerdctl"})
+_INSTEAD = {
+    "build": "profile a step of it by itself: docker run IMAGE and the step's command",
+    "buildx": "profile a step of it by itself: docker run IMAGE and the step's command",
+    "compose": "write the service as a docker run; docker compose config tells its image, volumes and variables",
+    "exec": "profile the container from its start, by the docker run that starts it",
+    "start": "profile the container from its start, by the docker run that starts it",
+    "create": "write run for create: what runs is profiled",
+}
 
 
 @dataclass(frozen=True)
@@ -151,8 +162,9 @@ def flag_words(flags: Iterable[Flag]) -> tuple[str, ...]:
 
 
 def names_engine(argv: tuple[str, ...]) -> bool:
-    """Whether the command's first word is a container client, by path or by name."""
-    return bool(argv) and PurePosixPath(argv[0]).name in {"docker", "podman"}
+    """Whether the command is a container client's, by path or by name: docker's, or the `run` of another engine's."""
+    name = PurePosixPath(argv[0]).name if argv else ""
+    return name == "docker" or (name in _OTHER_ENGINES and argv[1:2] in (("run",), ("container",)))
 
 
 def behind_wrapper(argv: tuple[str, ...]) -> tuple[str, ...]:
@@ -169,17 +181,18 @@ def parse(argv: tuple[str, ...]) -> DockerRun:
     """Read `docker [global flags] [container] run [flags] IMAGE [command…]`.
 
     Raises UsageError for what the docker client would not take either (an unknown flag, a missing value, no image), for
-    another subcommand than `run`, and HostError for `podman`.
+    another subcommand than `run`, and HostError for another engine's client.
     """
     if not names_engine(argv):
         raise UsageError(f"not a docker command: {argv[0] if argv else '(nothing)'}", _SHAPE)
-    if PurePosixPath(argv[0]).name == "podman":
-        raise HostError("podman is not supported, only docker", "run the same image with docker on this host")
+    client = PurePosixPath(argv[0]).name
+    if client in _OTHER_ENGINES:
+        raise HostError(f"{client} is not supported, only docker", "run the same image with docker on this host")
     global_flags, at = _read_flags(argv, 1, CLIENT)
     verb = argv[at : at + 2] if argv[at : at + 1] == ("container",) else argv[at : at + 1]
     if verb not in (("run",), ("container", "run")):
         said = " ".join(("docker", *verb))
-        raise UsageError(f"only `docker run` can be profiled, not `{said}`", _SHAPE)
+        raise UsageError(f"only `docker run` can be profiled, not `{said}`", _INSTEAD.get("".join(verb), _SHAPE))
     flags, at = _read_flags(argv, at + len(verb), RUN)
     if at >= len(argv) or not argv[at]:
         raise UsageError("no image is named", _SHAPE)
