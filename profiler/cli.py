@@ -151,7 +151,7 @@ def capprofile(debug: bool) -> None:
 @click.option(
     "--compare-output",
     is_flag=True,
-    help="A rerun passes only with the same standard output (its last 64 KiB) as another run with every privilege.",
+    help="A rerun passes only with the same standard output as another run with every privilege.",
 )
 @click.option(
     "--expect",

@@ -84,7 +84,7 @@ def acceptance(options: Options, trace: Trace, sandbox: Sandbox, broad: Recipe) 
 
     Raises UnverifiedError when that run ends otherwise than the traced one.
     """
-    stdout = None
+    like = None
     service = service_again(options, trace) is not None
     if options.compare_output and service:
         raise UsageError("--compare-output is for commands that end, and this one was stopped", "use --check instead")
@@ -95,11 +95,11 @@ def acceptance(options: Options, trace: Trace, sandbox: Sandbox, broad: Recipe) 
                 f"run again with every privilege, the workload does not end as before{outcome.last_words()}",
                 "make it repeatable (state that it leaves behind, ports in use, input it waits for)",
             )
-        stdout = outcome.stdout
+        like = outcome
     return Acceptance(
         trace.exit_code,
         service=service,
-        stdout=stdout,
+        like=like,
         check=options.check,
         files=tuple((path, trace.files[path]) for path in options.expect if trace.files.get(path)),
     )
@@ -120,7 +120,7 @@ def meaning(options: Options, trace: Trace) -> tuple[str, ...]:
     if options.check_inside is not None:
         words.append(f"`{options.check_inside}` exits with 0 in the container")
     if options.compare_output:
-        words.append("its output ends as that of a run with every privilege")
+        words.append("its output is that of a run with every privilege")
     words += [f"it leaves {path} as the traced run did" for path in options.expect]
     if options.strict:
         words.append("no call is refused in it that had succeeded")

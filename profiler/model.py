@@ -322,8 +322,17 @@ class JudgedRequirement:
 
 
 @dataclass(frozen=True)
+class Written:
+    """All that a run wrote to a stream: how many bytes, and their digest."""
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """One run of the workload: how it ended. `stdout` and `stderr` hold their last 64 KiB where captured.
+    """One run of the workload: how it ended. `stdout` and `stderr` hold their last 64 KiB where captured, `written`
+    stands for all of the first.
 
     `timed_out`: it had to be stopped, at its limit or because it is a service; a service's end is told by `stopped`.
     `files` are those that were asked for: path to digest, empty for one that the run has not produced.
@@ -336,6 +345,7 @@ class Outcome:
     stderr: bytes = b""
     stopped: Stopped | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    written: Written | None = None
 
     def last_words(self) -> str:
         """The last line that the run wrote, as `: line`, its errors first; empty when it wrote none.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from dataclasses import dataclass
 
 from profiler.model import Outcome
 
 CHECK_TIMEOUT = 300.0  # seconds that a user's check may take
+SHOWN = 60  # characters of a line that differs
 
 
 @dataclass(frozen=True)
@@ -15,14 +17,14 @@ class Acceptance:
     """Compares an outcome with the run under every privilege.
 
     `exit_code` is that run's. `service`: a run that had to be stopped passed if there was nothing to complain of, one
-    that ended before did not. `stdout` is compared where it is given. `check` is a shell command on this host that must
-    exit with 0 after each run (a service is asked before it is stopped, by whoever stops it); `files` are those that
-    the run must have produced, each with its digest (see `Outcome.files`).
+    that ended before did not. `like` is a run whose standard output is compared with, where there is one. `check` is a
+    shell command on this host that must exit with 0 after each run (a service is asked before it is stopped, by whoever
+    stops it); `files` are those that the run must have produced, each with its digest (see `Outcome.files`).
     """
 
     exit_code: int
     service: bool = False
-    stdout: bytes | None = None
+    like: Outcome | None = None
     check: str | None = None
     files: tuple[tuple[str, str], ...] = ()
 
@@ -37,8 +39,8 @@ class Acceptance:
             return f"did not end within {outcome.seconds:.0f} s"
         elif outcome.exit_code != self.exit_code:
             return f"exit code {outcome.exit_code}{outcome.last_words()}"
-        if self.stdout is not None and outcome.stdout != self.stdout:
-            return "its output differs"
+        if self.like is not None and (outcome.written, outcome.stdout) != (self.like.written, self.like.stdout):
+            return f"its output differs: {difference(outcome, self.like)}"
         for path, wanted in self.files:
             found = outcome.files.get(path)
             if found != wanted:
@@ -46,6 +48,33 @@ class Acceptance:
         if self.check is not None and not self.service:
             return checked(self.check)
         return None
+
+
+def difference(found: Outcome, wanted: Outcome) -> str:
+    """Where the standard output of two runs differs, in a few words: the first line, as far as it was kept."""
+    ours, theirs = _places(found), _places(wanted)
+    if ours[0] != theirs[0]:  # what was kept of a longer output begins further on
+        return f"{ours[1]} bytes instead of {theirs[1]}"
+    for line, instead in itertools.zip_longest(_lines(found), _lines(wanted)):
+        if line != instead:
+            return f"{_shown(line)} instead of {_shown(instead)}"
+    return f"before the last {len(found.stdout)} of its {ours[1]} bytes"
+
+
+def _places(outcome: Outcome) -> tuple[int, int]:
+    """Where in the whole output that begins which was kept, and how long the whole is, in bytes."""
+    size = len(outcome.stdout) if outcome.written is None else outcome.written.size
+    return size - len(outcome.stdout), size
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    return outcome.stdout.decode("utf-8", "backslashreplace").split("\n")
+
+
+def _shown(line: str | None) -> str:
+    if line is None:
+        return "nothing"
+    return repr(line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…")
 
 
 def checked(command: str) -> str | None:

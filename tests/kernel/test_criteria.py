@@ -88,8 +88,8 @@ def test_output_is_compared_with_another_run_of_every_privilege(profiled):
     assert members(profiled(script)[0]) == set()
     report, said = profiled(script, compare_output=True)
     assert members(report) == {"SYS_ADMIN"}
-    assert report.verdict.denials[next(iter(report.verdict.recipe))] == "its output differs"
-    assert any("failed: its output differs" in line for line in said)
+    assert report.verdict.denials[next(iter(report.verdict.recipe))] == "its output differs: '0' instead of '1'"
+    assert any("failed: its output differs: '0'" in line for line in said)
 
 
 def test_output_that_never_repeats_verifies_nothing(profiled):

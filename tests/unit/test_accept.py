@@ -1,7 +1,10 @@
 """When a run passes, and what is said when it does not."""
 
+import os
+
 import pytest
 
+from profiler.harness.stream import TAIL, Stream
 from profiler.model import Outcome, Stopped
 from profiler.verifier.accept import Acceptance, checked
 
@@ -33,9 +36,37 @@ def test_the_refusal_is_quoted_and_else_the_last_line(stderr, words):
     assert Acceptance(0)(Outcome(1, 1.0, stderr=stderr)) == words
 
 
-def test_output_is_compared_where_it_is_given():
-    assert Acceptance(0, stdout=b"a")(Outcome(0, 1.0, stdout=b"a")) is None
-    assert Acceptance(0, stdout=b"a")(Outcome(0, 1.0, stdout=b"b")) == "its output differs"
+def wrote(output):
+    """A run's outcome as the harness reads it, from a pipe."""
+    stream = Stream()
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
+        for start in range(0, len(output), 4096):
+            writer.write(output[start : start + 4096])
+            writer.flush()
+            stream.read(reader.fileno())
+    return Outcome(0, 1.0, stdout=stream.tail, written=stream.written)
+
+
+LONG = b"line\n" * (TAIL // 4)
+
+
+@pytest.mark.parametrize(
+    ("output", "other", "where"),
+    [
+        (b"", b"a", "'' instead of 'a'"),
+        (b"one\ntwo\n", b"one\n2\n", "'two' instead of '2'"),
+        (b"one\n", b"one", "'' instead of nothing"),
+        (b"\xff", b"\xfe", r"'\\xff' instead of '\\xfe'"),
+        (b"x" * 100, b"y", f"'{'x' * 59}…' instead of 'y'"),
+        (LONG + b"1", LONG + b"2", "'1' instead of '2'"),
+        (LONG + b"1", LONG, f"{len(LONG) + 1} bytes instead of {len(LONG)}"),
+        (b"1" + LONG, b"2" + LONG, f"before the last {TAIL} of its {len(LONG) + 1} bytes"),
+    ],
+)
+def test_all_of_the_output_is_compared_where_it_is_given(output, other, where):
+    assert Acceptance(0, like=wrote(output))(wrote(output)) is None
+    assert Acceptance(0, like=wrote(other))(wrote(output)) == f"its output differs: {where}"
 
 
 def test_a_users_check_decides():

@@ -94,7 +94,7 @@ def test_what_passes_is_said_in_words():
     assert meaning(options, trace()) == (
         "it exits with 0",
         "`curl x` exits with 0 on this host",
-        "its output ends as that of a run with every privilege",
+        "its output is that of a run with every privilege",
         "it leaves a as the traced run did",
         "it leaves b as the traced run did",
         "no call is refused in it that had succeeded",

@@ -19,12 +19,10 @@ from profiler.harness.docker.engine import Engine, Refused
 from profiler.harness.docker.files import Produced
 from profiler.harness.interface import Caught
 from profiler.harness.service import Service
+from profiler.harness.stream import Stream
 from profiler.kernel.stops import let_die
 from profiler.leftovers import start_time
 from profiler.model import Outcome
-
-TAIL = 64 * 1024
-"""Bytes of each output that an Outcome keeps: the last ones."""
 
 _CLIENT_SECONDS = 10.0  # for the client to hand over the last output and end, once its container has ended
 _WALL = 0x40000000  # linux/wait.h __WALL: children and tracees of every kind
@@ -205,7 +203,7 @@ def captured(
     )
     assert child.stdout is not None
     assert child.stderr is not None
-    tails = (_Tail(child.stdout), _Tail(child.stderr))
+    readers = (_Reader(child.stdout), _Reader(child.stderr))
     client = os.pidfd_open(child.pid)
     stopped = None
     try:
@@ -231,9 +229,10 @@ def captured(
     finally:
         os.close(client)
         _end(child)
-        stdout, stderr = (tail.finish() for tail in tails)
+        stdout, stderr = (reader.finish() for reader in readers)
     seconds = time.monotonic() - started
-    return Outcome(code, seconds, timed_out, stdout, stderr, stopped, produced.digests())
+    files = produced.digests()
+    return Outcome(code, seconds, timed_out, stdout.tail, stderr.tail, stopped, files, stdout.written)
 
 
 def _hangs(engine: Engine, container: str, ended: Callable[[float | None], bool], timeout: float | None) -> bool:
@@ -301,25 +300,24 @@ def _milliseconds(*seconds: float | None) -> int | None:
     return min(math.ceil(min(known) * 1000), 1 << 30) if known else None
 
 
-class _Tail:
-    """Reads a stream to its end in a thread and keeps its last bytes, so that the writer never waits for us."""
+class _Reader:
+    """Reads a stream to its end in a thread, so that the writer never waits for us."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._kept = bytearray()
-        self._thread = threading.Thread(target=self._read, name="tail", daemon=True)
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._stream = Stream()
+        self._thread = threading.Thread(target=self._read, name="output", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        while chunk := os.read(self._stream.fileno(), TAIL):
-            self._kept += chunk
-            del self._kept[:-TAIL]
+        while self._stream.read(self._pipe.fileno()):
+            pass
 
-    def finish(self) -> bytes:
-        """The last bytes, once the stream has ended."""
+    def finish(self) -> Stream:
+        """What was read, once the stream has ended."""
         self._thread.join()
-        self._stream.close()
-        return bytes(self._kept)
+        self._pipe.close()
+        return self._stream
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

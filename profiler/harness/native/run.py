@@ -19,10 +19,10 @@ from profiler.harness.loops import remove_layers
 from profiler.harness.native import cgroups
 from profiler.harness.native.spec import ENDED, FAILED, GRACE, HELD, KILL, STOP, Spec, decode, encode
 from profiler.harness.service import Service
+from profiler.harness.stream import Stream
 from profiler.kernel.mountinfo import mounts_of
 from profiler.model import Outcome
 
-TAIL = 64 * 1024  # bytes of output kept of each stream
 KILLED = 128 + signal.SIGKILL
 _HELPER = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from profiler.harness.native.child import main; "
@@ -154,28 +154,26 @@ class Helper:
 
     def capture(self, timeout: float | None, service: Service | None = None) -> Outcome:
         """Read the output until the run has ended, or kill it after `timeout` seconds, or when `service` says so."""
-        tails = {"out": bytearray(), "err": bytearray()}
+        out, err = Stream(), Stream()
         stopped = None
         with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ, "end")
-            for stream, name in ((self._process.stdout, "out"), (self._process.stderr, "err")):
-                assert stream is not None
-                selector.register(stream, selectors.EVENT_READ, name)
+            selector.register(self._control, selectors.EVENT_READ)
+            for pipe, stream in ((self._process.stdout, out), (self._process.stderr, err)):
+                assert pipe is not None
+                selector.register(pipe, selectors.EVENT_READ, stream)
             if service is not None:
-                stopped = service.watch(Alone(), lambda seconds: self._read(selector, tails, seconds))
+                stopped = service.watch(Alone(), lambda seconds: self._read(selector, seconds))
                 timed_out = stopped is not None
             else:
-                timed_out = not self._read(selector, tails, timeout)
+                timed_out = not self._read(selector, timeout)
             if timed_out:
                 self.say(KILL)
-                if not self._read(selector, tails, _LATE):
+                if not self._read(selector, _LATE):
                     self._process.kill()  # the helper hangs: the kernel ends the namespace with it
-                    self._read(selector, tails, None)
-        return Outcome(
-            self.exit_code, self.seconds, timed_out, bytes(tails["out"]), bytes(tails["err"]), stopped, self.files
-        )
+                    self._read(selector, None)
+        return Outcome(self.exit_code, self.seconds, timed_out, out.tail, err.tail, stopped, self.files, out.written)
 
-    def _read(self, selector: selectors.BaseSelector, tails: dict[str, bytearray], seconds: float | None) -> bool:
+    def _read(self, selector: selectors.BaseSelector, seconds: float | None) -> bool:
         """Read output and the helper's message until all have ended; False when `seconds` were not enough."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while selector.get_map():
@@ -183,9 +181,9 @@ class Helper:
             if not ready and deadline is not None and time.monotonic() >= deadline:
                 return False
             for key, _ in ready:
-                if key.data == "end":
+                if key.data is None:
                     self._read_end()
-                elif _read_tail(key.fd, tails[key.data]):
+                elif key.data.read(key.fd):
                     continue
                 selector.unregister(key.fileobj)
         return True
@@ -221,14 +219,6 @@ class Helper:
             self._foreground = False
         for store in self._stores:
             remove_layers(store)
-
-
-def _read_tail(fd: int, tail: bytearray) -> bool:
-    """Read once and keep the last TAIL bytes; False at the end."""
-    chunk = os.read(fd, TAIL)
-    tail += chunk
-    del tail[:-TAIL]
-    return bool(chunk)
 
 
 def _pid_of(pidfd: int) -> int:
