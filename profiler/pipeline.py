@@ -50,6 +50,7 @@ from profiler.synthesizer.denials import denied, refusals
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
 from profiler.synthesizer.reduce import reduce, stand_ins
+from profiler.synthesizer.unconfined import less_confined
 from profiler.tracer.recorder import Progress
 from profiler.tracer.session import Interruptible
 from profiler.tracer.session import trace as traced
@@ -358,6 +359,7 @@ class _Case:
             ),
             notes=(*self.sandbox.notes(), *trace.notes),
             warnings=self.sandbox.cautions(),
+            less_confined=less_confined(trace.observations, unmet(rows, verdict.recipe)) if verdict.verified else {},
             apparmor=own.profile,
         )
 

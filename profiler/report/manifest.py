@@ -189,7 +189,7 @@ def render(report: Report) -> dict[str, Any]:
         "verification": _verification(report),
         "losses": {name: count for name, count in sorted(trace.losses.items()) if count},
         "notes": [clean(note) for note in report.notes],
-        "warnings": [clean(warning) for warning in report.warnings],
+        "warnings": [clean(warning) for warning in report.all_warnings],
         "safer": [{"text": row.text, "flag": clean(row.flag), "reason": row.reason} for row in report.safer],
     }
 

@@ -129,6 +129,8 @@ def _left_out(report: Report) -> Iterator[tuple[str, str]]:
     grouped: dict[str, list[str]] = {}  # a list for capset(2) asks for all of its members at once
     calls: list[tuple[str, str]] = []
     for privilege, tried in sorted(report.verdict.optional.items(), key=lambda item: item[0].label):
+        if privilege in report.less_confined:
+            continue  # a warning tells of it
         if isinstance(privilege, Syscalls):
             calls.append((privilege.label, tried))
         else:
@@ -153,7 +155,7 @@ def _remarks(report: Report) -> Iterator[tuple[str, str]]:
         yield "", f"not granted in any run, nobody here can: {', '.join(report.facts.not_granted)}"
     for note in report.notes:
         yield "", f"note: {note}"
-    for warning in report.warnings:
+    for warning in report.all_warnings:
         yield "yellow", f"warning: {warning}"
     for advice in report.safer:
         flag = f" ({advice.flag})" if advice.flag else ""

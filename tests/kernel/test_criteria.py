@@ -10,7 +10,7 @@ import pytest
 from profiler import pipeline
 from profiler.errors import UnverifiedError, WorkloadError
 from profiler.harness.native.sandbox import NativeSandbox
-from profiler.model import Status
+from profiler.model import Capability, Status
 from profiler.options import Options, Prove
 
 pytestmark = pytest.mark.kernel
@@ -150,3 +150,15 @@ def test_what_goes_on_for_long_may_be_a_service(profiled, monkeypatch):
     assert sum("a service? stop it with Ctrl-C, or use --for" in line for line in said) == 1
     _, said = profiled("exec sleep 1000", run_for=2.5)
     assert not any("a service?" in line for line in said)
+
+
+def test_who_would_keep_more_than_it_wanted_to_is_warned_of(profiled):
+    script = "setpriv --reuid 33 --regid 33 --clear-groups true 2> /dev/null; true"
+    report, _ = profiled(script)
+    assert members(report) == set()
+    assert {privilege.label for privilege in report.less_confined} == {"SETGID", "SETUID"}
+    assert "which then stays root" in report.less_confined[Capability("SETUID")]
+    assert not report.verdict.kept
+    report, _ = profiled(script, keep_optional=True)
+    assert {privilege.label for privilege in report.verdict.kept} >= {"SETGID", "SETUID"}
+    assert report.less_confined == {}
