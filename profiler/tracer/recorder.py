@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from profiler.catalogue.calls import number_of
@@ -28,6 +28,7 @@ from profiler.tracer.rawcalls import RawCalls
 TICK_SECONDS: Final = 0.02  # between two looks at devices while calls keep coming
 IDLE_MILLISECONDS: Final = 50
 PROGRESS_SECONDS: Final = 1.0
+_PROGRAMS_SHOWN: Final = 4  # in one note
 
 # linux/mount.h: these change a mount that is there, or show it elsewhere; the source is no device then
 _MS_NO_SOURCE: Final = 1 << 5 | 1 << 12 | 1 << 13 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
@@ -70,7 +71,7 @@ class Recorder:
         self._on_progress = on_progress
         self._began = 0.0
         self._next_progress = 0.0
-        self._notes: dict[str, None] = {}
+        self._notes: dict[str, dict[str, None]] = {}  # words, and the programs that they are about
         self._aside: dict[str, Callable[[Notification, DecodedCall, Process], None]] = {
             "mknod": self._mknod,
             "mknodat": self._mknod,
@@ -92,8 +93,8 @@ class Recorder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Facts about the workload that are worth a line."""
-        return tuple(self._notes)
+        """Facts about the workload that are worth a line, each with the programs that it holds for."""
+        return tuple(f"{words} {_listed(programs)}" for words, programs in self._notes.items())
 
     def start(self) -> None:
         """Begin to answer."""
@@ -174,7 +175,7 @@ class Recorder:
             number: int | None = notification.number
             if notification.arch == AUDIT_ARCH_I386:
                 self.foreign = True
-                self._note(f"{process.exe} makes 32-bit system calls: most of their arguments are not decoded")
+                self._note("32-bit system calls, whose arguments are mostly not decoded, are made by", process)
                 number = number_of(call.name)  # an engine's filter is asked by x86-64 numbers
             self._ledger.call(pid, now, call.name, call.args, call.path, process)
             if number is not None:
@@ -182,8 +183,8 @@ class Recorder:
         self._listener.go_on(notification.id)
         self._callers.after(pid, call.name)
 
-    def _note(self, note: str) -> None:
-        self._notes.setdefault(note)
+    def _note(self, words: str, process: Process) -> None:
+        self._notes.setdefault(words, {}).setdefault(process.exe or "a program that was not seen")
 
     # -- what calls tell beyond themselves ---------------------------------------------------------------------------
 
@@ -224,8 +225,13 @@ class Recorder:
     def _seccomp(self, notification: Notification, _: DecodedCall, process: Process) -> None:
         if notification.args[1] & _SECCOMP_FILTER_FLAG_NEW_LISTENER:
             # kernel/seccomp.c, has_duplicate_listener: EBUSY, only one listener in all of a task's filters
-            self._note(f"{process.exe} asks for a seccomp listener of its own, which it cannot have while it is traced")
+            self._note("a seccomp listener of its own, which nobody can have while traced, is asked for by", process)
 
     def _ptrace(self, notification: Notification, _: DecodedCall, process: Process) -> None:
         if notification.args[0] in _TRACING:
-            self._note(f"{process.exe} traces other processes itself")
+            self._note("other processes are traced by", process)
+
+
+def _listed(programs: Iterable[str]) -> str:
+    names = list(programs)
+    return ", ".join(names[:_PROGRAMS_SHOWN]) + (" …" if len(names) > _PROGRAMS_SHOWN else "")

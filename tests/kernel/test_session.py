@@ -132,7 +132,7 @@ def test_a_tracer_inside_the_workload_works(tmp_path: Path) -> None:
     assert found.exit_code == 0
     assert b'chroot("/")' in run.output
     assert calls(found, "chroot")[0].result == 0
-    assert any("traces other processes" in note for note in found.notes)
+    assert any("other processes are traced by" in note for note in found.notes)
 
 
 def test_two_thousand_forks_are_quick(tmp_path: Path) -> None:
@@ -343,3 +343,14 @@ def test_io_uring_loses_nothing(tmp_path: Path) -> None:
         pytest.skip(f"no io_uring here: {run.output!r}")
     assert calls(found, "io_uring_setup")
     assert found.losses == {}
+
+
+def test_a_note_names_every_program_that_it_holds_for_in_one_line(tmp_path: Path) -> None:
+    trace_me = "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)"  # PTRACE_TRACEME
+    copies = [f"cp {Path(sys.executable).resolve()} {tmp_path}/copy{n}" for n in range(2)]
+    runs = [f"{tmp_path}/copy{n} -c '{trace_me}'" for n in (0, 1, 0)]
+    script = "\n".join((*copies, f"export PYTHONHOME={sys.base_prefix}", *runs))
+    found, _ = run_and_trace(tmp_path, "sh", "-ec", script)
+    assert found.exit_code == 0
+    (note,) = [note for note in found.notes if "traced by" in note]
+    assert note == f"other processes are traced by {tmp_path}/copy0, {tmp_path}/copy1"
