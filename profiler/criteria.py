@@ -66,9 +66,9 @@ def judge_traced(options: Options, trace: Trace) -> None:
     """Raise WorkloadError when the traced run does not fulfil what the user asked for beyond its exit code."""
     if trace.interrupted is not None:
         return
-    failed = None
+    failed, hint = None, ""
     if trace.stopped is not None:
-        failed = trace.stopped.complaint
+        failed, hint = trace.stopped.complaint, trace.stopped.hint
     elif options.until_healthy:
         failed = f"the workload ended with exit code {trace.exit_code} before it was healthy"
     elif trace.exit_code == options.exit_code and options.check is not None:
@@ -76,7 +76,8 @@ def judge_traced(options: Options, trace: Trace) -> None:
     if not failed and (trace.stopped is not None or trace.exit_code == options.exit_code):
         failed = next((f"{path} is not produced" for path in options.expect if not trace.files.get(path)), None)
     if failed:
-        raise WorkloadError(f"even with every privilege {failed}", "mend the workload, or what is asked of it, first")
+        hint = hint or "mend the workload, or what is asked of it, first"
+        raise WorkloadError(f"even with every privilege {failed}", hint)
 
 
 def acceptance(options: Options, trace: Trace, sandbox: Sandbox, broad: Recipe) -> Acceptance:

@@ -244,12 +244,13 @@ class Called:
 class Stopped:
     """A service that still ran when it was to be stopped.
 
-    `complaint` is what was wrong with it then, in a few words, empty when nothing was; `healthy` tells that its
-    health check passed.
+    `complaint` is what was wrong with it then, in a few words, empty when nothing was, and `hint` what may mend it;
+    `healthy` tells that its health check passed.
     """
 
     complaint: str = ""
     healthy: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True)

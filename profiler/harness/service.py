@@ -14,6 +14,8 @@ from profiler.model import Outcome, Stopped
 
 LOOK_SECONDS = 0.2  # between two looks at a health check's answer: the engine tells nobody when it changes
 END_SECONDS = 1.0  # for the engine's client to end once its container has ended
+# An engine counts the checks that fail while a service starts, unless it is told how long that may take.
+STARTS_SLOWLY = "watched it starts more slowly: docker run --health-start-period 60s gives it time"
 HEALTHY, UNHEALTHY = "healthy", "unhealthy"  # the engine's own words
 
 Ask = Callable[[], str | None]  # None: all is well; otherwise what is wrong, in a few words
@@ -61,7 +63,7 @@ class Service:
             if health == HEALTHY:
                 return None if ended(self.settle) else self._asked(running)
             if health == UNHEALTHY:  # the engine says so of what has ended, too
-                return None if ended(END_SECONDS) else Stopped("its health check fails")
+                return None if ended(END_SECONDS) else Stopped("its health check fails", hint=STARTS_SLOWLY)
             if deadline is not None and not _left(deadline):
                 return Stopped(f"it was not healthy within {self.seconds:.0f} s")
             if ended(LOOK_SECONDS):
@@ -71,7 +73,8 @@ class Service:
         health = running.health()
         healthy = health == HEALTHY
         if health == UNHEALTHY or (self.healthy and not healthy):
-            return Stopped(f"its health check does not pass ({health or 'there is none'})")
+            hint = STARTS_SLOWLY if health == UNHEALTHY else ""
+            return Stopped(f"its health check does not pass ({health or 'there is none'})", hint=hint)
         if self.check_inside is not None:
             done = running.inside(self.check_inside)
             if done.exit_code != 0:

@@ -77,8 +77,9 @@ def test_health_needs_a_health_check(profiled):
 
 
 def test_a_service_that_is_never_healthy_fails_with_every_privilege(profiled):
-    with pytest.raises(WorkloadError, match="even with every privilege its health check fails"):
+    with pytest.raises(WorkloadError, match="even with every privilege its health check fails") as caught:
         profiled("exec sleep 1000", *HEALTH, until_healthy=True)
+    assert "--health-start-period" in caught.value.hint
     with pytest.raises(WorkloadError, match="ended with exit code 0 before it was healthy"):
         profiled("true", *HEALTH, until_healthy=True)
 

@@ -61,7 +61,8 @@ def test_it_is_stopped_once_it_is_healthy():
 )
 def test_its_health_counts_as_far_as_it_was_healthy_before(health, expected, complaint):
     stopped = Service(0.0, healthy=expected).watch(Answers(health), goes_on)
-    assert stopped == Stopped(complaint, healthy=health == "healthy" and not complaint)
+    assert (stopped.complaint, stopped.healthy) == (complaint, health == "healthy" and not complaint)
+    assert ("--health-start-period" in stopped.hint) == (health == "unhealthy")
 
 
 def test_it_is_asked_inside_and_from_the_host():
