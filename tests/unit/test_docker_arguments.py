@@ -202,6 +202,9 @@ def test_recipe_replaces_what_privileged_gave_and_keeps_what_is_the_users_own():
         (("-v", "/:/host"), "/ of the host"),
         (("-v", "/etc/:/x:ro"), "/etc of the host"),
         (("--mount", "type=bind,source=/sys,target=/sys"), "/sys of the host"),
+        (("-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw"), "/sys/fs/cgroup of the host is mounted: who can write"),
+        (("-v", "/sys/fs/cgroup/memory:/m"), "/sys/fs/cgroup/memory of the host is mounted: who can write"),
+        (("-v", "/proc/sys/../sys/net:/net"), "/proc/sys/net of the host"),
         (("--cap-add", "SYS_ADMIN"), "--cap-drop ALL"),
     ],
 )
@@ -211,7 +214,7 @@ def test_what_no_recipe_makes_safe_is_said(words, part):
 
 def test_nothing_is_said_of_ordinary_flags():
     words = ("-v", "/srv/data:/data", "-v", "name:/etc", "--cap-drop", "ALL", "--cap-add", "KILL", "--network", "none")
-    assert cautions.warnings(docker("run", *words, "image")) == ()
+    assert cautions.warnings(docker("run", *words, "-v", "/system/x:/x", "image")) == ()
 
 
 @pytest.mark.parametrize(

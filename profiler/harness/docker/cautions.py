@@ -17,6 +17,8 @@ OURS = frozenset({"detach", "rm", "cidfile", "restart", "detach-keys", "sig-prox
 
 _HOST_NAMESPACES = ("pid", "network", "ipc", "uts", "userns", "cgroupns")
 _HOST_TREES = ("/", "/dev", "/proc", "/sys", "/etc", "/run", "/var/run", "/boot", "/root", "/var/lib/docker")
+_KERNEL_TREES = ("/proc", "/sys")  # all below is the kernel's, which every container shares
+_CGROUPS = "/sys/fs/cgroup"
 _SOCKETS = ("docker.sock", "containerd.sock")
 
 
@@ -64,7 +66,9 @@ def warnings(run: DockerRun) -> tuple[str, ...]:
         path = posixpath.normpath(source)
         if posixpath.basename(path) in _SOCKETS:
             lines[f"{path} is mounted: who can talk to the engine is root on the host"] = None
-        elif path in _HOST_TREES:
+        elif _is_below(path, _CGROUPS):
+            lines[f"{path} of the host is mounted: who can write there limits, freezes and moves its processes"] = None
+        elif path in _HOST_TREES or any(_is_below(path, tree) for tree in _KERNEL_TREES):
             lines[f"{path} of the host is mounted: what lies there is the host's, whatever the recipe"] = None
     drops_all = any(value.upper() == "ALL" for value in run.values("cap-drop"))
     if run.values("cap-add") and not drops_all and not run.is_set("privileged"):
@@ -98,6 +102,11 @@ def _is_renamed(device: str) -> bool:
     """`host:container[:access]` with two different paths; `/dev/x:rwm` has only one."""
     parts = device.split(":")
     return len(parts) > 1 and parts[1].startswith("/") and parts[1] != parts[0]
+
+
+def _is_below(path: str, tree: str) -> bool:
+    """Whether a normalized path is `tree` or lies in it."""
+    return path == tree or path.startswith(tree + "/")
 
 
 def _namespace(name: str) -> str:
