@@ -15,6 +15,7 @@ from profiler.errors import HostError, ProfilerError
 from profiler.harness.docker.leftovers import clean_leftovers as clean_containers
 from profiler.harness.native import sandbox as native
 from profiler.leftovers import STATE, is_leftover
+from profiler.witness.probes import check_pids
 from profiler.witness.tracefs import CheckWitness
 
 # Containers first: they hold the files in the state directories.
@@ -27,9 +28,11 @@ _CLEANERS: Final[tuple[Callable[[], Iterable[str]], ...]] = (
 
 
 def everything() -> tuple[str, ...]:
-    """Remove all of it; the names of what was removed. HostError when something cannot be, or the user is not root."""
+    """Remove all of it; the names of what was removed. HostError when something cannot be, the user is not root,
+    or it cannot be told from here who is still alive."""
     if os.geteuid() != 0:
         raise HostError("only root can remove what killed runs left", "run it with sudo")
+    check_pids()
     try:
         return tuple(name for cleaner in _CLEANERS for name in cleaner())
     except OSError as error:
@@ -37,11 +40,13 @@ def everything() -> tuple[str, ...]:
 
 
 def before_run() -> None:
-    """The same before a run, but quick where nothing was left, and never a reason not to run.
+    """The same before a run, but quick where nothing was left, and what cannot be removed is no reason not to run.
 
+    HostError where it cannot be told from here who is still alive: there nothing can be watched either.
     Containers of an engine that is used anyway are its sandbox's to look for. Here they are looked for only where a
     dead owner's state directory tells that there may be some.
     """
+    check_pids()
     with suppress(ProfilerError, OSError):
         CheckWitness.clean_leftovers()
     with suppress(OSError):

@@ -22,6 +22,7 @@ _SANDBOX = "overlayfs"  # the embedded sandbox stands on it
 NEEDED: tuple[frozenset[str], ...] = (
     frozenset({_ROOT}),
     frozenset({_MACHINE}),
+    frozenset({"pid namespace"}),
     frozenset({"user notification"}),
     frozenset({"ptrace"}),
     frozenset({"tracefs"}),

@@ -20,6 +20,9 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+# linux/nsfs.h (Linux 6.18; the same in the kernel since 3.8, include/linux/proc_ns.h)
+PID_NS_INIT_INO = 0xEFFFFFFC
+
 # linux/mount.h
 MS_RDONLY = 1 << 0
 MS_NOSUID = 1 << 1
@@ -118,6 +121,15 @@ def pivot_root(new: Path, old: Path) -> None:
     """
     if libc.pivot_root(_bytes(new), _bytes(old)) < 0:
         raise oserror("pivot_root", new)
+
+
+def in_initial_pid_namespace() -> bool:
+    """Whether this process, and what it forks, is numbered as the kernel itself numbers it."""
+    try:
+        numbers = {os.stat(f"/proc/self/ns/{name}").st_ino for name in ("pid", "pid_for_children")}  # noqa: PTH116
+    except OSError:  # no /proc, or nobody has been forked in a new namespace (pid_namespaces(7))
+        return False
+    return numbers == {PID_NS_INIT_INO}
 
 
 def sethostname(name: str) -> None:

@@ -41,6 +41,7 @@ def probe_host() -> tuple[Probe, ...]:
     Never fails: what cannot be tried is a failed probe. Needs root to say more than that root is needed.
     """
     return (
+        _pids(),
         _notification(),
         _ptrace(),
         *_in_own_mounts("tracefs", _tracing),
@@ -49,6 +50,28 @@ def probe_host() -> tuple[Probe, ...]:
         _bounding_set(),
         _cgroup(),
         *_in_own_mounts("security modules", _security_modules),
+    )
+
+
+def check_pids() -> None:
+    """HostError where processes have other numbers here than in what the kernel's tracing reports.
+
+    Nothing would be seen of a workload then, or another's processes would be taken for it; and what other capprofiles
+    of this host are at would be taken for left behind.
+    """
+    probe = _pids()
+    if not probe.ok:
+        raise HostError(probe.detail, probe.mend)
+
+
+def _pids() -> Probe:
+    if namespaces.in_initial_pid_namespace():
+        return Probe("pid namespace", True, "the initial one", "")
+    return Probe(
+        "pid namespace",
+        False,
+        "this process is in a PID namespace of its own, and the kernel's tracing numbers processes as the host does",
+        "run capprofile outside of it (unshare, a container); in a container: docker run --pid=host --privileged",
     )
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from program import PROGRAM, Running, capprofile, environment, processes, shell
 
+from profiler.leftovers import STATE, start_time
+
 pytestmark = pytest.mark.kernel
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -394,3 +396,27 @@ def test_a_full_place_for_the_manifest(tmp_path: Path) -> None:
     assert done.returncode in (2, 3), done.stderr
     assert "internal error" not in done.stderr
     assert "m.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--pid", "--fork", "--mount-proc"), ("run", "--", "true")),
+        (("--pid", "--fork"), ("run", "--", "true")),
+        (("--pid",), ("run", "--", "true")),  # what it forks would be in another namespace
+        (("--pid", "--fork", "--mount-proc"), ("doctor", "--clean")),
+        (("--pid", "--fork", "--mount-proc"), ("doctor",)),
+    ],
+)
+def test_another_pid_namespace_is_told_and_nobodys_things_are_touched(options, words):
+    tag = f"capprofile-{os.getpid()}-{start_time(os.getpid())}-other"  # of a process that cannot be seen from there
+    (STATE / tag).mkdir(parents=True)
+    try:
+        done = subprocess.run(["unshare", *options, *PROGRAM, *words], capture_output=True, text=True, check=False)
+        assert (STATE / tag).is_dir()
+    finally:
+        (STATE / tag).rmdir()
+    assert done.returncode == 3
+    said = done.stdout + done.stderr
+    assert "PID namespace of its own" in said
+    assert "run capprofile outside of it" in said

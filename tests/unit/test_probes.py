@@ -13,6 +13,7 @@ from profiler.witness import probes
 from profiler.witness.probes import Probe, cgroup_version, probe_host
 
 NAMES = {
+    "pid namespace",
     "user notification",
     "ptrace",
     "tracefs",
