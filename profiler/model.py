@@ -143,13 +143,15 @@ def needs_profile(recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class Process:
-    """Who did it. `pid` is the host's; `chain` the programs of its parents, nearest first."""
+    """Who did it. `pid` is the host's; `chain` the programs of its parents, nearest first; the workload's first process
+    has none. `uid` is the effective user, `real_uid` the real one where that is known to be another."""
 
     pid: int
     exe: str
     argv: tuple[str, ...] = ()
     uid: int = -1
     chain: tuple[str, ...] = ()
+    real_uid: int = -1
 
 
 @dataclass(frozen=True)
@@ -288,8 +290,9 @@ class Doubt(enum.IntEnum):
 
     CERTAIN = 0  # the call that it is for would be refused, and programs do not survive that refusal
     LIKELY = 1  # the call would be refused; most programs give up
-    DOUBTFUL = 2  # the call would be refused or do less; many programs carry on
-    NEGLIGIBLE = 3  # the check never changes a result on its own (memory accounting, a probe)
+    EVEN = 2  # the call would be refused; about as many programs give up as carry on
+    DOUBTFUL = 3  # the call would be refused or do less; most programs carry on
+    NEGLIGIBLE = 4  # the check never changes a result on its own (memory accounting, a probe)
 
 
 class Status(enum.StrEnum):

@@ -49,7 +49,7 @@ from profiler.synthesizer.confinement import refused_without_check
 from profiler.synthesizer.denials import denied, refusals
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
-from profiler.synthesizer.reduce import reduce, stand_ins
+from profiler.synthesizer.reduce import doubted, reduce, stand_ins
 from profiler.synthesizer.unconfined import less_confined
 from profiler.tracer.recorder import Progress
 from profiler.tracer.session import Interruptible
@@ -85,7 +85,7 @@ def profile(sandbox: Sandbox, options: Options, announce: Announce) -> Report:
         trace = case.watched()
         understanding = Understanding(sandbox, facts.grantable, trace, options.seccomp)
         if trace.exit_code != options.exit_code and trace.stopped is None and trace.interrupted is None:
-            lean = understanding.recipe(Doubt.LIKELY)
+            lean = understanding.recipe(Doubt.EVEN)
             return case.report(trace, understanding.requirements, Verdict(lean, False, False, ()), Proof(lean, {}, ()))
         return case.settled(trace, understanding)
 
@@ -180,7 +180,7 @@ class _Case:
             self.announce(f"a rerun passes if {' and '.join(passes)}")
         bench = self._bench(trace, understanding)
         full = understanding.recipe(Doubt.DOUBTFUL)
-        candidates = [full] if self.options.strict else [understanding.recipe(Doubt.LIKELY), full]
+        candidates = [full] if self.options.strict else [understanding.recipe(Doubt.EVEN), full]
         proof = self._proof(bench, self._passing(trace, bench, candidates), understanding)
         recipe = self._with_optional(bench, understanding, proof.recipe) if self.options.keep_optional else proof.recipe
         verdict = Verdict(
@@ -284,7 +284,8 @@ class _Case:
             return Proof(recipe, {}, ())
         until = time.monotonic() + self.options.prove_budget if self.options.prove is Prove.BUDGET else None
         instead = stand_ins(understanding.requirements, recipe, weight)
-        return prove(bench, recipe, order=weight, until=until, instead=instead)
+        doubtful = doubted(understanding.requirements, recipe)
+        return prove(bench, recipe, order=weight, until=until, instead=instead, doubtful=doubtful)
 
     def _told(self, trace: Trace, rows: Sequence[Requirement], proof: Proof) -> tuple[Requirement, ...]:
         """Requirements whose evidence names no file get it from a watched run without the member: the refused call.

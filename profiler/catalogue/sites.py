@@ -43,6 +43,7 @@ def _site(
 _NEVER = Doubt.NEGLIGIBLE
 _MAYBE = Doubt.DOUBTFUL
 _LIKELY = Doubt.LIKELY
+_EVEN = Doubt.EVEN
 _SURE = Doubt.CERTAIN
 
 SITES: tuple[Site, ...] = (
@@ -97,7 +98,7 @@ SITES: tuple[Site, ...] = (
     ),
     _site(
         "NET_ADMIN",
-        "tcp_diag_dump udp_diag_dump inet_diag_dump_icsk inet_sk_diag_fill inet_diag_msg_attrs_fill "
+        "tcp_diag_dump udp_dump udp_diag_dump inet_diag_dump_icsk inet_sk_diag_fill inet_diag_msg_attrs_fill "
         "unix_diag_dump packet_diag_dump sk_diag_fill netlink_diag_dump raw_diag_dump",
         _MAYBE,
         "a list of sockets: without it marks and memory figures are left out",
@@ -131,7 +132,7 @@ SITES: tuple[Site, ...] = (
     _site(
         "FSETID",
         "setattr_should_drop_suidgid setattr_should_drop_sgid",
-        _MAYBE,
+        _EVEN,
         "without it writing to a file removes its setuid and setgid bits",
     ),
     _site(
@@ -187,6 +188,7 @@ SITES: tuple[Site, ...] = (
         "a file's status: a search through a private directory",
         "readlink readlinkat",
     ),
+    _site(None, "generic_permission", _LIKELY, "the program may not be executed", "execve execveat"),
     _site(
         "FOWNER",
         "may_open inode_owner_or_capable do_fcntl",
@@ -194,6 +196,9 @@ SITES: tuple[Site, ...] = (
         "O_NOATIME: programs open again without it",
         "open openat openat2 fcntl",
     ),
+    # Files of others: who fills a directory for its owner, or cleans up, tells of a refusal and often goes on
+    _site(None, "generic_permission", _EVEN, "another user's file or directory"),
+    _site("FOWNER", "setattr_prepare", _EVEN, "another user's file: its mode or times"),
     _site(
         "SYS_PTRACE",
         "__ptrace_may_access cap_ptrace_access_check",
@@ -204,15 +209,28 @@ SITES: tuple[Site, ...] = (
     _site(
         "SYS_PTRACE",
         "__ptrace_may_access cap_ptrace_access_check",
+        _EVEN,
+        "a file of another process below /proc is refused; who looks at every process goes on with the next",
+        "readlink readlinkat open openat openat2 stat lstat newfstatat statx",
+    ),
+    _site(
+        "SYS_PTRACE",
+        "__ptrace_may_access cap_ptrace_access_check",
         _MAYBE,
-        "a file of another process below /proc is read",
+        "a file of another process below /proc is read: without it some of its figures are zeros (do_task_stat)",
     ),
     _site("SYS_ADMIN", "ovl_get_fh ovl_can_decode_fh", _NEVER, "overlayfs asks for its mounter"),
+    _site(
+        "DAC_READ_SEARCH",
+        "ovl_can_decode_fh",
+        _MAYBE,
+        "overlayfs mounts either way: without it, it keeps no index (fs/overlayfs/util.c, ovl_can_decode_fh)",
+    ),
     _site(
         "KILL",
         "check_kill_permission kill_ok_by_cred",
         _MAYBE,
-        "a signal to another user's process: services end by themselves what they started, or with their container",
+        "a signal to another user's process: what a service has started ends with it all the same",
     ),
     # Accounts and logs of log-in programs
     _site(
@@ -246,6 +264,9 @@ SITES: tuple[Site, ...] = (
     _site("SYS_ADMIN", "blkdev_common_ioctl blkdev_flushbuf", _MAYBE, "flushing a block device's buffers"),
     _site("SYS_ADMIN", "fanotify_init __do_sys_fanotify_init", _MAYBE, "an unprivileged group is possible too"),
     _site("PERFMON", "__do_sys_perf_event_open", _MAYBE, "counting one's own processes needs nothing"),
+    _site(
+        "PERFMON", "perf_allow_kernel", _EVEN, "counting in the kernel, too: perf(1) then counts in user space alone"
+    ),
     # Refusals that no program survives
     _site(
         "SYS_ADMIN",

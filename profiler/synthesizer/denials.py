@@ -29,7 +29,7 @@ def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weig
         Pools({}),
         confined=False,
     )
-    for doubt in (Doubt.LIKELY, Doubt.DOUBTFUL):
+    for doubt in (Doubt.EVEN, Doubt.DOUBTFUL):
         missing = reduce(needs, weight, up_to=doubt)
         if missing:
             return missing

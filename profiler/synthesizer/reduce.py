@@ -36,6 +36,13 @@ def meets(recipe: Recipe, requirement: Requirement) -> bool:
     return any(alternative <= recipe for alternative in requirement.alternatives)
 
 
+def doubted(requirements: Iterable[Requirement], recipe: Recipe) -> Recipe:
+    """The members of `recipe` that are in it for requirements of an even chance only, or of less."""
+    met = [(row.doubt, a) for row in requirements for a in row.alternatives if a <= recipe]
+    sure = {member for doubt, alternative in met if doubt <= Doubt.LIKELY for member in alternative}
+    return frozenset(member for _, alternative in met for member in alternative) - sure
+
+
 def stand_ins(requirements: Iterable[Requirement], recipe: Recipe, weight: Weight) -> dict[Privilege, Recipe]:
     """For members of `recipe` that the kernel takes where it asked for something less dangerous: that.
 

@@ -31,6 +31,8 @@ from profiler.synthesizer.pools import Pools
 
 EXAMPLES = 8
 MODE_OF = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}  # which argument is the mode
+SIGNALS = frozenset({"kill", "pidfd_send_signal", "rt_sigqueueinfo"})
+OWN_CHILD = "<child"  # how a signal's addressee is shown that the sender has started
 UNMASKED = SecurityOption("systempaths=unconfined")
 _LISTED = re.compile(r"(?:permitted|inheritable)=([A-Z][A-Z0-9_,]+)")  # a set of most is rendered as all-…
 Evidence = Observation | DeviceUse | RawCall
@@ -114,12 +116,23 @@ def _of_checks(observation: Observation, grantable: frozenset[str], owners: Cont
         if not alternatives or (check.capability, check.site, site) in seen:
             continue
         seen.add((check.capability, check.site, site))
-        doubt = site.doubt if site else Doubt.LIKELY
-        if doubt < Doubt.DOUBTFUL and (_fails_anyway(observation) or _changes_nothing(observation)):
-            doubt = Doubt.DOUBTFUL
-        if check.capability == "FSETID" and _sets_no_group_bit(observation):
-            doubt = Doubt.NEGLIGIBLE
+        doubt = _doubt(check, site.doubt if site else Doubt.LIKELY, observation)
         yield Need(alternatives, site.why if site else "", doubt, observation)
+
+
+def _doubt(check: KernelCheck, doubt: Doubt, observation: Observation) -> Doubt:
+    """How sure the check is to matter: `doubt` is its site's, and the call's own arguments and caller tell more."""
+    if doubt is Doubt.NEGLIGIBLE:
+        return doubt
+    sets_mode = check.capability == "FSETID" and observation.call in MODE_OF
+    if sets_mode and not _sets_group_bit(observation):
+        return Doubt.NEGLIGIBLE
+    if _fails_anyway(observation) or _changes_nothing(observation):
+        return max(doubt, Doubt.DOUBTFUL)
+    ends = check.capability == "KILL" and _ends_anothers(observation)
+    if sets_mode or ends or (doubt is Doubt.EVEN and _is_first(observation)):
+        return Doubt.LIKELY
+    return doubt
 
 
 def _of_other_namespace(check: KernelCheck, observation: Observation, owners: Container[int]) -> bool:
@@ -133,22 +146,37 @@ def _fails_anyway(observation: Observation | RawCall) -> bool:
 
 
 def _changes_nothing(observation: Observation) -> bool:
-    """setuid(2) to the id that the process has, and setgid(2) of root to group 0, succeed without the capability."""
+    """setuid(2) to the real id succeeds without the capability: only the saved one stays (kernel/sys.c, __sys_setuid).
+    So does setgid(2) of root to group 0. A set-user-ID program that takes its effective id keeps the real one."""
+    process = observation.process
     if observation.call not in ("setuid", "setgid") or len(observation.args) != 1:
         return False
-    return observation.args[0] == str(observation.process.uid)
+    real = process.real_uid if observation.call == "setuid" and process.real_uid >= 0 else process.uid
+    return observation.args[0] == str(real)
 
 
-def _sets_no_group_bit(observation: Observation) -> bool:
+def _sets_group_bit(observation: Observation) -> bool:
     """chmod(2) asks for FSETID at every file of a foreign group, and takes a set-group-ID bit out of the new mode
     without it (fs/attr.c, setattr_prepare): a mode that has none, which is not worth a stop, stays as it is."""
-    place = MODE_OF.get(observation.call or "")
-    if place is None:
+    place = MODE_OF[observation.call or ""]
+    mode = observation.args[place] if len(observation.args) > place else "0"
+    return not mode.isdecimal() or bool(int(mode, 8) & stat.S_ISGID)
+
+
+def _is_first(observation: Observation) -> bool:
+    """Whether the workload's first process made the call: its exit code is the workload's."""
+    return bool(observation.process.exe) and not observation.process.chain
+
+
+def _ends_anothers(observation: Observation) -> bool:
+    """Whether a signal is for something that its sender has not started, as kill(1) and a shell's user send them.
+
+    A service ends what it has started, and what is left ends with it. A group gets the signal as far as it may.
+    """
+    if observation.call not in SIGNALS or not observation.args:
         return False
-    if len(observation.args) <= place:
-        return True
-    mode = observation.args[place]
-    return mode.isdecimal() and not int(mode, 8) & stat.S_ISGID
+    whom = observation.args[0]
+    return not whom.startswith(("-", "0")) and (_is_first(observation) or OWN_CHILD not in whom)
 
 
 def _below(path: str, trees: Iterable[str]) -> bool:
@@ -242,7 +270,7 @@ def _merged(needs: Iterable[Need]) -> tuple[Requirement, ...]:
         group.sort(key=lambda need: (need.doubt, not _is_told(need.evidence), _only_looked_at(need.evidence)))
         # What decides nothing is no evidence beside what may, nor what may beside what does: nft asks for a larger
         # buffer with its arguments known, but its rules, sent by a call that is not stopped, are what fails.
-        surest = max(group[0].doubt, Doubt.LIKELY)
+        surest = max(group[0].doubt, Doubt.EVEN)
         telling = [need for need in group if need.doubt <= surest]
         evidence = tuple(need.evidence for need in telling[:EXAMPLES])
         merged.append(Requirement(alternatives, group[0].reason, group[0].doubt, evidence))

@@ -258,11 +258,11 @@ class Ledger:
 
     def _count(self, new: _Entry, result: int | None) -> None:
         process, failure = new.process, _failure(result)
-        exact = (process.exe, process.uid, new.call, new.args, failure, new.path, new.checks)
+        exact = (process.exe, process.uid, process.real_uid, new.call, new.args, failure, new.path, new.checks)
         entry = self._entries.get(exact)
         if entry is None:
             new.result = result
-            kind = (process.exe, process.uid, new.call, failure, new.checks)
+            kind = (process.exe, process.uid, process.real_uid, new.call, failure, new.checks)
             entry = self._place(exact, kind, new)
         entry.count += 1
 

@@ -81,7 +81,7 @@ class Callers:
         try:
             cmdline = os.open("cmdline", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
             argv, exe = _identity(directory, cmdline)
-            parent, uid = _parent_and_user(directory)
+            parent, uid, real_uid = _parent_and_users(directory)
         except OSError:
             os.close(directory)
             if cmdline >= 0:
@@ -90,7 +90,7 @@ class Callers:
         words = tuple(os.fsdecode(word) for word in argv.rstrip(b"\0").split(b"\0"))
         # A program on a mount that is detached by now (engines run a copy of themselves) has no path but "/".
         shown = words[0] if exe == "/" else exe
-        process = Process(pid, shown, words, uid, self._chain(pid, parent, depth))
+        process = Process(pid, shown, words, uid, self._chain(pid, parent, depth), real_uid)
         self._known[pid] = _Known(directory, cmdline, exe, argv, process)
         if len(self._known) > self._size:
             self._forget(next(iter(self._known)))
@@ -134,17 +134,21 @@ def _identity(directory: int, cmdline: int) -> tuple[bytes, str]:
     return argv, exe
 
 
-def _parent_and_user(directory: int) -> tuple[int, int]:
-    """PPid and the effective uid of an open /proc/PID (proc_pid_status(5)). Raises OSError."""
+def _parent_and_users(directory: int) -> tuple[int, int, int]:
+    """PPid, the effective uid and the real one if it is another (else -1) of an open /proc/PID (proc_pid_status(5)).
+
+    Raises OSError.
+    """
     fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         status = os.read(fd, 4096)
     finally:
         os.close(fd)
-    parent, uid = 0, -1
+    parent, uid, real_uid = 0, -1, -1
     for line in status.splitlines():
         if line.startswith(b"PPid:"):
             parent = int(line.split()[1])
         elif line.startswith(b"Uid:"):
-            uid = int(line.split()[2])
-    return parent, uid
+            real, uid = (int(word) for word in line.split()[1:3])
+            real_uid = real if real != uid else -1
+    return parent, uid, real_uid

@@ -6,6 +6,7 @@ in /proc while it lives.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +101,13 @@ class Processes:
             return process
         if process.uid != task.uid or process.exe != task.exe or process.argv != task.argv:
             task.exe, task.argv, task.uid, task.known = process.exe, process.argv, process.uid, None
+        elif task.known is not None and task.known.real_uid != process.real_uid:
+            task.known = None
         task.since = max(task.since, time_ns)
         if process.chain or not task.chain:
             return process
         if task.known is None:
-            task.known = Process(pid, process.exe, process.argv, process.uid, task.chain)
+            task.known = dataclasses.replace(process, chain=task.chain)
         return task.known
 
     def of(self, pid: int) -> Process:

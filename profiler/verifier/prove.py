@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,32 +37,43 @@ def prove(
     order: Callable[[Privilege], int],
     until: float | None = None,
     instead: Mapping[Privilege, Recipe] | None = None,
+    doubtful: Container[Privilege] = frozenset(),
 ) -> Proof:
-    """Remove each member of `recipe` (which passes), the most dangerous first, and drop what was not needed.
+    """Remove each member of `recipe` (which passes) and drop what was not needed.
 
-    What was added to a recipe that failed is mostly not needed: it is removed in groups, halved where that fails. Then
-    each member is removed alone, as far as the bench runs in parallel. Where more than one turns out to be unneeded
-    alone, all of them are removed together; if that fails they stand in for each other, and are dropped one at a time.
-    The last rerun that passed was made with exactly the recipe that is left, and where something was dropped it is run
-    once more: what passes without a member only now and then needs it, and gets it back. `FORKS` come first: a
-    workload that goes on without them goes another way, and may then need less of the rest. For the same reason a
-    member whose removal failed in a larger set is tried again in the smaller one; only where no time is left for that,
-    the first answer counts. No rerun is started after `until` (monotonic seconds).
+    What is likely to go is tried first, since a member whose removal failed in a larger set is tried again in the
+    smaller one (a workload that goes on without something goes another way, and may then need less of the rest); only
+    where no time is left for that, the first answer counts. So first comes what was added to a recipe that failed: it
+    is mostly not needed, and where it is much it is removed in groups, halved where that fails. Then `doubtful`, which
+    is needed as often as not: a workload that carries on after one refusal mostly does so after another, so these are
+    removed together, and one by one where that fails. Then the rest, `FORKS` and then the most dangerous first, as many
+    at a time as the bench runs in parallel. What is not needed is dropped at once. Where several turn out to be
+    unneeded alone, they are removed together; if that fails they stand in for each other, and go one at a time. The
+    last rerun that passed was made with exactly the recipe that is left, and where something was dropped it is run once
+    more: what passes without a member only now and then needs it, and gets it back. No rerun is started after `until`
+    (monotonic seconds).
 
     `instead` are less dangerous stand-ins for some members: such a member is removed with its stand-in put in its
     place, which proves as much where it fails, and otherwise finds the less dangerous recipe.
     """
 
-    def ranked(privilege: Privilege) -> tuple[int, str]:
-        return -order(privilege), privilege.label
+    def ranked(privilege: Privilege) -> tuple[bool, int, str]:
+        return privilege not in FORKS, -order(privilege), privilege.label
 
     removal = _Removal(bench, recipe, until, ranked, dict(instead or {}))
     ordered = sorted(recipe, key=ranked)
-    removal.each([member for member in ordered if member in FORKS])
     added = recipe - max((r.recipe for r in bench.runs if not r.passed and r.recipe < recipe), key=len, default=recipe)
-    if len(added) >= GROUPED:
-        removal.halves([m for m in ordered if m in added and m in removal.current and m not in removal.needed])
-    removal.each([member for member in ordered if member in removal.current and member not in removal.needed])
+
+    def untried() -> list[Privilege]:
+        return [member for member in ordered if member in removal.current and member not in removal.needed]
+
+    late = [member for member in ordered if member in added]
+    (removal.halves if len(late) >= GROUPED else removal.each)(late)
+    open_ones = [member for member in untried() if member in doubtful]
+    if len(open_ones) > 1:
+        removal.without(open_ones)
+    removal.each([member for member in open_ones if member in removal.current])
+    removal.each(untried())
     removal.renew()
     removal.confirm()
     return Proof(
@@ -77,7 +88,7 @@ class _Removal:
     bench: Bench
     current: Recipe
     until: float | None
-    ranked: Callable[[Privilege], tuple[int, str]]
+    ranked: Callable[[Privilege], tuple[bool, int, str]]
     instead: dict[Privilege, Recipe]
     needed: dict[Privilege, Rerun] = field(default_factory=dict)
     dropped: list[Privilege] = field(default_factory=list)
@@ -105,7 +116,16 @@ class _Removal:
                 self.halves(half)
 
     def each(self, members: Sequence[Privilege]) -> None:
-        """Remove each alone, then drop what was not needed."""
+        """Remove each alone, as many at a time as the bench runs, and drop at once what was not needed."""
+        left = list(members)
+        while left and not _late(self.until):
+            batch, left = left[: self.bench.jobs], left[self.bench.jobs :]
+            if self._apart([member for member in batch if member in self.current]):
+                left = [member for member in left if member not in self.needed]
+
+    def _apart(self, members: Sequence[Privilege]) -> bool:
+        """Remove each alone, from the same recipe, then drop what was not needed; tells whether a stand-in was put
+        in, which has settled all other members as well."""
         recipe = self.current
         less = {m: recipe - {m} | self.instead.get(m, frozenset()) for m in members}
         runs = self.bench.run_all({less[m]: self._purpose(m) for m in members}, self.until)
@@ -116,10 +136,11 @@ class _Removal:
             rerun = None if _late(self.until) else self.bench.run(recipe - {member}, f"without {member.label}")
             if rerun is not None and not rerun.passed:
                 self._replace(member, stand_in)
-                return
+                return True
             if rerun is not None:
                 alone[member] = rerun
         self._drop([m for m, rerun in alone.items() if rerun.passed])
+        return False
 
     def renew(self) -> None:
         """Prove again what was proved beside members that have gone since."""
@@ -168,7 +189,7 @@ class _Removal:
         self.each(sorted(self.current - set(self.needed), key=self.ranked))
 
     def _drop(self, spare: Sequence[Privilege]) -> None:
-        if len(spare) > 2:  # for two, one at a time takes one rerun more as well
+        if len(spare) > 1:
             rerun = self.without(spare)
             if rerun is None or rerun.passed:
                 return

@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -288,3 +289,12 @@ def test_personas_are_named() -> None:
     assert call("personality", 0x40000).args == ("ADDR_NO_RANDOMIZE",)
     assert call("personality", 8).args == ("PER_LINUX32",)
     assert call("personality", 0).args == ("PER_LINUX",)
+
+
+def test_who_gets_a_signal_is_named_if_the_caller_has_started_it():
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        program = os.path.realpath("/bin/sleep")
+        assert call("kill", child.pid, 15).args == (f"{child.pid}<child {program}>", "SIGTERM")
+        child.kill()
+    assert call("kill", child.pid, 15).args == (str(child.pid), "SIGTERM")
+    assert call("kill", os.getppid(), 0).args == (str(os.getppid()), "0")

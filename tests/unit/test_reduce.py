@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.model import Capability, Doubt, Requirement
-from profiler.synthesizer.reduce import meets, reduce, stand_ins
+from profiler.synthesizer.reduce import doubted, meets, reduce, stand_ins
 
 NAMES = ["A", "B", "C", "D", "E"]
 WEIGHTS = {"A": 1, "B": 2, "C": 3, "D": 5, "E": 9}
@@ -33,6 +33,12 @@ def test_the_lighter_alternative_is_taken():
 def test_a_forced_member_serves_where_it_is_an_alternative():
     """DAC_OVERRIDE that is needed for a write also reads: DAC_READ_SEARCH is not added."""
     assert names(reduce([need("A", "D"), need("D")], weight, up_to=Doubt.LIKELY)) == ["D"]
+
+
+def test_a_member_is_doubted_that_nothing_sure_asks_for():
+    rows = [need("A", doubt=Doubt.EVEN), need("A", "B"), need("C", doubt=Doubt.EVEN), need("D"), need("E")]
+    assert names(doubted(rows, frozenset(map(Capability, "BCD")))) == ["C"]
+    assert names(doubted(rows, frozenset(map(Capability, "ACD")))) == ["C"]
 
 
 def test_a_forced_member_has_a_lighter_stand_in_where_it_is_an_alternative():

@@ -76,6 +76,38 @@ def test_a_read_of_a_foreign_file_takes_either_capability():
     }
 
 
+def test_a_refusal_to_the_first_process_is_likelier_the_workloads_own():
+    """Its exit code is the workload's; useradd tells that it cannot fill a home directory, and goes on."""
+    useradd = Process(11, "/usr/sbin/useradd", (), 0, ("/bin/sh",))
+    asked = check("FOWNER", "setattr_prepare")
+    grantable = frozenset({"FOWNER"})
+    assert found(call("fchmod", [asked], process=useradd), grantable=grantable) == {("FOWNER",): Doubt.EVEN}
+    assert found(call("fchmod", [asked]), grantable=grantable) == {("FOWNER",): Doubt.LIKELY}
+
+
+@pytest.mark.parametrize(
+    ("whom", "chain", "doubt"),
+    [
+        ("7<child /usr/sbin/apache2>", ("/bin/sh",), Doubt.DOUBTFUL),
+        ("-7", ("/bin/sh",), Doubt.DOUBTFUL),
+        ("0", (), Doubt.DOUBTFUL),
+        ("7", ("/bin/sh",), Doubt.LIKELY),
+        ("7<child /usr/sbin/haproxy>", (), Doubt.LIKELY),
+    ],
+)
+def test_a_service_may_leave_what_it_has_started_to_itself(whom, chain, doubt):
+    sender = Process(11, "/usr/bin/sender", (), 0, chain)
+    sent = call("kill", [check("KILL", "check_kill_permission")], args=(whom, "SIGTERM"), process=sender)
+    assert found(sent, grantable=frozenset({"KILL"})) == {("KILL",): doubt}
+
+
+@pytest.mark.parametrize(("name", "doubt"), [("read", Doubt.DOUBTFUL), ("readlink", Doubt.EVEN)])
+def test_reading_of_another_process_fails_or_shows_less(name, doubt):
+    looker = Process(11, "/usr/bin/looker", (), 0, ("/bin/sh",))
+    asked = call(name, [check("SYS_PTRACE", "__ptrace_may_access")], process=looker)
+    assert found(asked, grantable=frozenset({"SYS_PTRACE"})) == {("SYS_PTRACE",): doubt}
+
+
 def test_only_what_can_be_granted_is_an_alternative():
     rows = found(
         call("openat", [check("DAC_READ_SEARCH", "generic_permission")], result=None),
@@ -89,6 +121,14 @@ def test_setuid_to_the_same_id_is_doubtful():
     other = call("setuid", [check("SETUID", "__sys_setuid")], args=("33",))
     assert found(same) == {("SETUID",): Doubt.DOUBTFUL}
     assert found(same, other) == {("SETUID",): Doubt.LIKELY}
+
+
+@pytest.mark.parametrize(("to", "doubt"), [("0", Doubt.LIKELY), ("1000", Doubt.DOUBTFUL)])
+def test_a_set_user_id_program_takes_over_or_steps_back(to, doubt):
+    """su(1) of uid 1000 becomes root in its real id, too; newgrp(1) goes back to its real id, as all may."""
+    program = Process(11, "/usr/bin/su", (), 0, ("/bin/sh",), real_uid=1000)
+    became = call("setuid", [check("SETUID", "__sys_setuid")], args=(to,), process=program)
+    assert found(became) == {("SETUID",): doubt}
 
 
 def test_a_sysctl_written_in_a_container_needs_unmasked_paths():
@@ -206,7 +246,7 @@ def test_one_site_means_different_things_on_different_ways():
 
 @pytest.mark.parametrize(
     ("args", "doubt"),
-    [((), Doubt.NEGLIGIBLE), (("3</f>", "04755"), Doubt.NEGLIGIBLE), (("3</f>", "02755"), Doubt.DOUBTFUL)],
+    [((), Doubt.NEGLIGIBLE), (("3</f>", "04755"), Doubt.NEGLIGIBLE), (("3</f>", "02755"), Doubt.LIKELY)],
 )
 def test_a_mode_without_a_group_bit_loses_none(args, doubt):
     observed = call("fchmod", [check("FSETID", "setattr_prepare")], args=args)

@@ -87,8 +87,24 @@ def test_several_that_nobody_needs_are_dropped_together():
     sandbox = Imagined("AC")
     proof = prove(bench_of(sandbox), caps("ABCDEF"), order=order)
     assert proof.recipe == caps("AC") and proof.complete
-    assert len(sandbox.ran) == 6 + 1 + 2 + 1  # each, the rest together, what is left once more, all of it once more
+    # F, E, D and B go one after the other, C does not; it is tried again without B, and all of what is left once more
+    assert len(sandbox.ran) == 6 + 1 + 1
     assert sandbox.ran[-1] == caps("AC")
+
+
+def test_what_is_doubtful_is_removed_together_and_first():
+    sandbox = Imagined("AB")
+    proof = prove(bench_of(sandbox), caps("ABCD"), order=order, doubtful=caps("CD"))
+    assert proof.recipe == caps("AB") and proof.complete
+    assert [len(recipe) for recipe in sandbox.ran] == [2, 1, 1, 2]  # both at once, A, B, and what is left once more
+
+
+def test_what_is_doubtful_and_needed_is_told_apart():
+    sandbox = Imagined("ABC")
+    proof = prove(bench_of(sandbox), caps("ABCD"), order=order, doubtful=caps("CD"))
+    assert proof.recipe == caps("ABC") and proof.complete
+    # both, D alone, the rest, and what is left once more; C alone was removed with D
+    assert len(sandbox.ran) == 1 + 1 + 2 + 1
 
 
 def test_three_of_which_one_is_needed_are_told_apart():

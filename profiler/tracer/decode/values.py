@@ -6,6 +6,7 @@ is printed as a number.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -67,6 +68,15 @@ class Tracee:
         """What descriptor `fd` refers to: a path, or something like `socket:[7]`."""
         return self.link("cwd") if fd == AT_FDCWD else self.link(f"fd/{fd}")
 
+    def child(self, number: int) -> str | None:
+        """The program of the process that the tracee's pid namespace knows as `number`, if the tracee has started it;
+        None if it has not, and where the kernel does not tell (CONFIG_PROC_CHILDREN). Empty for a zombie."""
+        depth = len(_numbers(self.pid))
+        for child in _children(self.pid):
+            if _numbers(child)[depth - 1 : depth] == [number]:
+                return _program(child)
+        return None
+
     def path(self, address: int, dir_fd: int = AT_FDCWD) -> str | None:
         """The path at `address`, made absolute as the tracee sees it; symbolic links are not resolved.
 
@@ -85,6 +95,29 @@ class Tracee:
         while text.startswith("./"):
             text = text[2:].lstrip("/")
         return base if text in ("", ".") else f"{base.rstrip('/')}/{text}"
+
+
+def _children(pid: int) -> list[int]:
+    """The living and dead children of all threads of `pid` (proc_pid_children(5))."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names are all that is wanted
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as children:  # noqa: PTH123
+                found += map(int, children.read().split())
+    return found
+
+
+def _numbers(pid: int) -> list[int]:
+    """What each pid namespace calls `pid`, from ours to its own (proc_pid_status(5), NSpid); empty when it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as status:  # noqa: PTH123
+        return next(([int(word) for word in line.split()[1:]] for line in status if line.startswith(b"NSpid:")), [])
+    return []
+
+
+def _program(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return quoted(os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)"))[1:-1]  # noqa: PTH115
+    return ""
 
 
 def signed(value: int) -> int:
@@ -169,6 +202,13 @@ def fd(value: int, tracee: Tracee, _: Args) -> str:
         return "AT_FDCWD"
     target = tracee.fd(descriptor) if descriptor >= 0 else None
     return str(descriptor) if target is None else f"{descriptor}<{quoted(target)[1:-1]}>"
+
+
+def process(value: int, tracee: Tracee, _: Args) -> str:
+    """A pid: `7`, or `7<child /bin/sleep>` for one that the caller has started."""
+    pid = signed(value)
+    program = tracee.child(pid) if pid > 0 else None
+    return str(pid) if program is None else f"{pid}<{f'child {program}'.rstrip()}>"
 
 
 def signal_name(value: int, _: Tracee, __: Args) -> str:
