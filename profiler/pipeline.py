@@ -49,6 +49,7 @@ from profiler.synthesizer.confinement import refused_without_check
 from profiler.synthesizer.denials import denied, refusals
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
+from profiler.synthesizer.named import named
 from profiler.synthesizer.reduce import doubted, reduce, stand_ins
 from profiler.synthesizer.unconfined import less_confined
 from profiler.tracer.recorder import Progress
@@ -219,8 +220,10 @@ class _Case:
     def _passing(self, trace: Trace, bench: Bench, candidates: Sequence[Recipe]) -> Recipe:
         """A recipe that passes. Where a filter shall stay, switching it off is none of the ways out."""
         investigate = functools.partial(self._denied, trace)
+        guessed = named(self.sandbox.command(), trace, self.facts.grantable)
         try:
-            return passing(bench, candidates, self._ways_out(), order=weight, investigate=investigate)
+            broad = self._ways_out()
+            return passing(bench, candidates, broad, order=weight, investigate=investigate, guessed=guessed)
         except UnverifiedError as error:
             if self.options.seccomp is Seccomp.UNCONFINED:
                 raise

@@ -132,7 +132,7 @@ SITES: tuple[Site, ...] = (
     _site(
         "FSETID",
         "setattr_should_drop_suidgid setattr_should_drop_sgid",
-        _EVEN,
+        _LIKELY,
         "without it writing to a file removes its setuid and setgid bits",
     ),
     _site(
@@ -161,8 +161,8 @@ SITES: tuple[Site, ...] = (
         _NEVER,
         "asked for a traced program at exec",
     ),
-    _site("SETUID", "__sys_setfsuid", _MAYBE, "setfsuid reports no error"),
-    _site("SETGID", "__sys_setfsgid", _MAYBE, "setfsgid reports no error"),
+    _site("SETUID", "__sys_setfsuid", _LIKELY, "setfsuid tells no error, but files are then another user's"),
+    _site("SETGID", "__sys_setfsgid", _LIKELY, "setfsgid tells no error, but files are then another group's"),
     # Asking whether something would be allowed
     _site(None, "generic_permission", _MAYBE, "access(2) asks: a no is no error", "access faccessat faccessat2"),
     _site(
@@ -247,12 +247,12 @@ SITES: tuple[Site, ...] = (
         "the priority of the journal's thread: ext4 mounts without it too (fs/ext4/super.c)",
         "mount fsconfig mount_setattr",
     ),
-    # Priorities: nice(1), ionice(1), chrt(1) run the command all the same
+    # Priorities
     _site(
         "SYS_NICE",
         "can_nice set_one_prio set_task_ioprio ioprio_check_cap __sched_setscheduler",
-        _MAYBE,
-        "a priority: many programs carry on without it",
+        _EVEN,
+        "a priority: nice(1) carries on without it, chrt(1) and renice(1) do not",
     ),
     _site(
         "IPC_LOCK",

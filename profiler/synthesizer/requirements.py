@@ -171,12 +171,12 @@ def _is_first(observation: Observation) -> bool:
 def _ends_anothers(observation: Observation) -> bool:
     """Whether a signal is for something that its sender has not started, as kill(1) and a shell's user send them.
 
-    A service ends what it has started, and what is left ends with it. A group gets the signal as far as it may.
+    A service ends what it has started, and what is left ends with it; of a group some get the signal all the same.
     """
     if observation.call not in SIGNALS or not observation.args:
         return False
     whom = observation.args[0]
-    return not whom.startswith(("-", "0")) and (_is_first(observation) or OWN_CHILD not in whom)
+    return _is_first(observation) or not (OWN_CHILD in whom or whom.startswith(("-", "0")))
 
 
 def _below(path: str, trees: Iterable[str]) -> bool:
@@ -218,21 +218,24 @@ def _of_sets(observation: Observation, grantable: frozenset[str]) -> Iterator[Ne
     not held, both without a check (security/commoncap.c, cap_capset, cap_task_prctl): a container engine sets a list of
     its own, and fails without any of it.
 
-    A program that only gives up what it has computes the set from its own, and sets less where it holds less.
+    A program that only gives up what it has computes the set from its own, and sets less where it holds less; it raises
+    an ambient capability by its name.
     """
     if _fails_anyway(observation):
         return
     names: set[str] = set()
+    doubt = Doubt.DOUBTFUL
     if observation.call == "capset":
         for found in _LISTED.finditer(" ".join(observation.args)):
             names.update(found[1].split(","))
     elif observation.call == "prctl" and observation.args[1:2] == ("PR_CAP_AMBIENT_RAISE",):
         names.update(arg.removeprefix("CAP_") for arg in observation.args[2:3])
+        doubt = Doubt.LIKELY
     for name in sorted(names & grantable):
         yield Need(
             (frozenset({Capability(name)}),),
             "a process can only set what it holds: without it the call is refused",
-            Doubt.DOUBTFUL,
+            doubt,
             observation,
         )
 

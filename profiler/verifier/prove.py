@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,17 +41,18 @@ def prove(
 ) -> Proof:
     """Remove each member of `recipe` (which passes) and drop what was not needed.
 
-    What is likely to go is tried first, since a member whose removal failed in a larger set is tried again in the
-    smaller one (a workload that goes on without something goes another way, and may then need less of the rest); only
-    where no time is left for that, the first answer counts. So first comes what was added to a recipe that failed: it
-    is mostly not needed, and where it is much it is removed in groups, halved where that fails. Then `doubtful`, which
-    is needed as often as not: a workload that carries on after one refusal mostly does so after another, so these are
-    removed together, and one by one where that fails. Then the rest, `FORKS` and then the most dangerous first, as many
-    at a time as the bench runs in parallel. What is not needed is dropped at once. Where several turn out to be
-    unneeded alone, they are removed together; if that fails they stand in for each other, and go one at a time. The
-    last rerun that passed was made with exactly the recipe that is left, and where something was dropped it is run once
-    more: what passes without a member only now and then needs it, and gets it back. No rerun is started after `until`
-    (monotonic seconds).
+    A member whose removal failed in a larger set is tried again in the smaller one, since a workload that goes on
+    without something goes another way and may then need less of the rest; only where no time is left for that, the
+    first answer counts. So what is likely to go is tried first, and dropped at once:
+    - what was added to a recipe that failed: mostly not needed; where it is much, in groups, halved where that fails;
+    - `doubtful`, needed as often as not: all of it together, since a workload that carries on after one refusal mostly
+      does so after another; where that fails one by one, those last that have a stand-in;
+    - the rest, `FORKS` and then the most dangerous first, as many at a time as the bench runs in parallel. Where
+      several of these are unneeded alone, they are removed together; if that fails they stand in for each other, and
+      go one by one.
+    The last rerun that passed was made with exactly the recipe that is left, and where something was dropped it is run
+    once more: what passes without a member only now and then needs it, and gets it back. No rerun is started after
+    `until` (monotonic seconds).
 
     `instead` are less dangerous stand-ins for some members: such a member is removed with its stand-in put in its
     place, which proves as much where it fails, and otherwise finds the less dangerous recipe.
@@ -68,11 +69,13 @@ def prove(
         return [member for member in ordered if member in removal.current and member not in removal.needed]
 
     late = [member for member in ordered if member in added]
-    (removal.halves if len(late) >= GROUPED else removal.each)(late)
+    if len(late) >= GROUPED:
+        removal.halves(late)
+    removal.in_turn(member for member in untried() if member in added)
     open_ones = [member for member in untried() if member in doubtful]
     if len(open_ones) > 1:
         removal.without(open_ones)
-    removal.each([member for member in open_ones if member in removal.current])
+    removal.in_turn(sorted(open_ones, key=lambda member: member in removal.instead))
     removal.each(untried())
     removal.renew()
     removal.confirm()
@@ -114,6 +117,12 @@ class _Removal:
             rerun = self.without(half)
             if rerun is not None and not rerun.passed and len(half) > 1:
                 self.halves(half)
+
+    def in_turn(self, members: Iterable[Privilege]) -> None:
+        """Remove one after the other: where one goes, the next one's removal may be known from both together."""
+        for member in members:
+            if member in self.current and member not in self.needed:
+                self.each([member])
 
     def each(self, members: Sequence[Privilege]) -> None:
         """Remove each alone, as many at a time as the bench runs, and drop at once what was not needed."""

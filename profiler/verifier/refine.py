@@ -18,9 +18,11 @@ def passing(
     *,
     order: Callable[[Privilege], int],
     investigate: Investigate,
+    guessed: Recipe = frozenset(),
 ) -> Recipe:
     """The first of `candidates` (the leanest first) with which the workload passes; where none does, the last one
-    completed: by what its failing run, watched, was denied, or else by halving what is left of `broad`.
+    completed: by what its failing run, watched, was denied, else by all that is `guessed`, or else by halving what is
+    left of `broad`.
 
     `order` sorts what is added blindly, the least dangerous first. Raises UnverifiedError when the workload does not
     pass in a rerun with every privilege either.
@@ -39,6 +41,8 @@ def passing(
         last = bench.run(last.recipe | denied, "complete")
         if last.passed:
             return last.recipe
+    if not guessed <= last.recipe and bench.run(last.recipe | guessed, "complete").passed:
+        return last.recipe | guessed
     return _halved(bench, last.recipe, broad, order)
 
 

@@ -71,6 +71,18 @@ def test_what_no_witness_saw_is_found_by_halving(hidden):
     assert len(sandbox.ran) <= 3 + 6 * len(hidden)
 
 
+def test_a_guess_is_tried_before_halving():
+    sandbox = Imagined("AM")
+    found = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing, guessed=caps("KM"))
+    assert found == caps("AKM") and len(sandbox.ran) == 2
+
+
+def test_a_wrong_guess_costs_one_rerun():
+    sandbox = Imagined("AP")
+    found = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing, guessed=caps("B"))
+    assert found == caps("AP") and len(sandbox.ran) <= 1 + 1 + 6
+
+
 def test_a_workload_that_does_not_repeat_is_said_so():
     with pytest.raises(UnverifiedError, match="when it was run again"):
         passing(bench_of(Imagined()), [caps("A")], ALL, order=order, investigate=nothing)
