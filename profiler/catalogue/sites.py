@@ -210,14 +210,14 @@ SITES: tuple[Site, ...] = (
         "SYS_PTRACE",
         "__ptrace_may_access cap_ptrace_access_check",
         _EVEN,
-        "a file of another process below /proc is refused; who looks at every process goes on with the next",
-        "readlink readlinkat open openat openat2 stat lstat newfstatat statx",
+        "a link of another process below /proc is refused; who looks at every process goes on with the next",
+        "readlink readlinkat stat lstat newfstatat statx",
     ),
     _site(
         "SYS_PTRACE",
         "__ptrace_may_access cap_ptrace_access_check",
         _MAYBE,
-        "a file of another process below /proc is read: without it some of its figures are zeros (do_task_stat)",
+        "a file of another process below /proc: without it some figures are zeros (do_task_stat) or missing",
     ),
     _site("SYS_ADMIN", "ovl_get_fh ovl_can_decode_fh", _NEVER, "overlayfs asks for its mounter"),
     _site(
