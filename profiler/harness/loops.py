@@ -35,12 +35,12 @@ def let_go(loops: Iterable[BoundLoop]) -> tuple[str, ...]:
 
     A swap area that is still on would hold its device for good, so it is switched off first. Where two runs of one
     image bind the same file of it, inode and path are the same, and only the device of the overlay tells them apart:
-    while that is mounted the other run goes on.
+    while that is mounted the other run goes on. (A directory of the user's stays mounted, on a tmpfs as on a disk.)
     """
     waiting = tuple(loops)
-    mounted = {mount.device for mount in mounts_of()} if waiting else frozenset()
+    overlays = {mount.device for mount in mounts_of() if mount.fstype == "overlay"} if waiting else frozenset()
     released = []
-    for loop in _innermost_first([w for w in waiting if os.major(w.device) != 0 or w.device not in mounted]):
+    for loop in _innermost_first([w for w in waiting if w.device not in overlays]):
         with contextlib.suppress(OSError):
             _swap_off(loop)
         with contextlib.suppress(OSError):

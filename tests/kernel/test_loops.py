@@ -60,9 +60,20 @@ def test_a_bound_device_names_its_file_and_is_let_go_of_once(tmp_path, bind):
     assert node not in nodes(bound())
 
 
-def test_a_file_of_a_mounted_directory_is_known_by_its_device_and_inode(tmp_path, bind):
-    volume, mounted = tmp_path / "volume", tmp_path / "mounted"
-    volume.mkdir()
+@pytest.fixture(params=["as it is", "tmpfs"])  # the latter's device number is no disk's, as with btrfs
+def volume(tmp_path, request):
+    """A directory of the user's, which stays mounted."""
+    directory = tmp_path / "volume"
+    directory.mkdir()
+    if request.param == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
+    yield directory
+    if request.param == "tmpfs":
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+def test_a_file_of_a_mounted_directory_is_known_by_its_device_and_inode(tmp_path, volume, bind):
+    mounted = tmp_path / "mounted"
     mounted.mkdir()
     subprocess.run(["mount", "--bind", volume, mounted], check=True)
     (mounted / "image").write_bytes(bytes(1 << 20))
