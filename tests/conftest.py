@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,17 @@ def wait_until_true(condition: Callable[[], T], deadline: float = 10.0) -> T:
 def wait_until() -> Callable[..., Any]:
     """`wait_until(condition, deadline=10.0)` returns the first true answer of `condition`; fails after `deadline` s."""
     return wait_until_true
+
+
+@pytest.fixture
+def node_path(tmp_path: Path) -> Iterator[Path]:
+    """A new directory in which a device node can be opened: /tmp is mounted nodev on many hosts."""
+    for place in (tmp_path, Path("/var/tmp")):
+        if not os.statvfs(place).f_flag & os.ST_NODEV:
+            with tempfile.TemporaryDirectory(dir=place) as directory:
+                yield Path(directory)
+            return
+    pytest.skip("every temporary directory here is mounted nodev")
 
 
 def ours(pids: set[int]) -> list[str]:

@@ -81,8 +81,8 @@ def used(watch: DeviceWatch) -> dict[str, str]:
     return {use.path: use.access for use in watch.finish(lambda process: process)}
 
 
-def test_handles_name_nodes_without_opening_them(tmp_path: Path) -> None:
-    node = tmp_path / "node"
+def test_handles_name_nodes_without_opening_them(node_path: Path) -> None:
+    node = node_path / "node"
     os.mknod(node, 0o600 | stat.S_IFCHR, KMSG)
     with Group() as group:
         group.mark(str(node), ALL)
@@ -94,11 +94,11 @@ def test_handles_name_nodes_without_opening_them(tmp_path: Path) -> None:
         group.unmark(str(node), ALL)
         os.close(os.open(node, os.O_WRONLY))
         assert not list(group.events())
-        group.mark(str(tmp_path), ALL | FAN_EVENT_ON_CHILD)
+        group.mark(str(node_path), ALL | FAN_EVENT_ON_CHILD)
         os.close(os.open(node, os.O_RDONLY | os.O_NONBLOCK))
         assert [event.mask & ALL for event in group.events()] == [FAN_OPEN | FAN_CLOSE_NOWRITE]
     with pytest.raises(OSError, match="name_to_handle_at"):
-        handle_of(str(tmp_path / "missing"))
+        handle_of(str(node_path / "missing"))
     assert list(parse(b"")) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,8 +42,12 @@ def test_carried(marked: Path) -> None:
     assert carried("/bin/sleep") is None
 
 
-def test_by_the_process_whatever_its_name(marked: Path, files: ExecutedFiles) -> None:
+def test_by_the_process_whatever_its_name(
+    marked: Path, files: ExecutedFiles, wait_until: Callable[..., object]
+) -> None:
     with subprocess.Popen([marked, "100"]) as process:
+        # Popen's vfork(2) returns a little before the child has its new memory (exec_mmap in fs/exec.c).
+        wait_until(lambda: Path(f"/proc/{process.pid}/exe").readlink() == marked)
         kinds = files.checks(Exec(0, process.pid, process.pid, "relative"))
         process.kill()
     assert [kind.check.capability for kind in kinds] == ["NET_RAW"]

@@ -147,7 +147,7 @@ def test_every_mount_can_be_mounted_again_in_other_namespaces(shell):
     """As bwrap and other sandboxes do with all that they find: nothing of ours may be out of reach there."""
     script = """
     unshare --mount --ipc --uts --net --pid --fork sh -c 'cut -d" " -f5 /proc/self/mountinfo | while read -r point; do
-        mount -o remount,bind,ro "$point" || echo "$point"
+        mount -o remount,bind,ro none "$point" || echo "$point"
     done' 2>&1
     """
     outcome = shell(script, frozenset({Capability("SYS_ADMIN")}))
@@ -227,7 +227,7 @@ def test_nodes_that_it_makes_are_limited_too(shell):
 
 
 def test_the_broad_recipe_has_every_device_and_no_limit(sandbox):
-    one = sandbox("sh", "-c", "find /dev -type b -o -type c; mknod /tmp/n c 10 229 && true < /tmp/n && echo opened")
+    one = sandbox("sh", "-c", "find /dev -type b -o -type c; mknod /opt/n c 10 229 && true < /opt/n && echo opened")
     outcome = one.rerun(one.broad(), timeout=20)
     seen = set(outcome.stdout.decode().split())
     nodes = {p.path for p in one.broad() if isinstance(p, Device)}
@@ -519,14 +519,14 @@ def test_killing_the_parent_leaves_nothing(wait_until):
 # The device limits of the unified hierarchy
 
 
-def test_device_filter_on_the_unified_hierarchy(tmp_path):
+def test_device_filter_on_the_unified_hierarchy(node_path):
     mounts = mounts_of()
     unified = next((mount.point for mount in mounts if mount.fstype == "cgroup2" and mount.root == "/"), None)
     if unified is None:
         pytest.skip("no unified hierarchy is mounted")
     group = Path(unified) / f"{owner_tag()}-filter"
     group.mkdir()
-    node = tmp_path / "node"
+    node = node_path / "node"
     os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(10, 229))
     try:
         device_filter.limit(group, ("c *:* m", "c 1:3 rwm", "c 10:229 r"))

@@ -97,14 +97,15 @@ def calls(found: Trace, name: str) -> list[Observation]:
 
 
 def test_calls_their_results_and_checks_are_joined(tmp_path: Path) -> None:
-    script = "mount -t tmpfs -o size=64k none /mnt && chroot / true; chroot /no/such true; exit 3"
+    # busybox's: newer releases of util-linux mount by other calls
+    script = "busybox mount -t tmpfs -o size=64k none /mnt && chroot / true; chroot /no/such true; exit 3"
     found, run = run_and_trace(tmp_path, "sh", "-c", script)
     assert found.exit_code == 3
     (first,) = calls(found, "mount")
     assert first.result == 0
     assert first.args[:3] == ('"none"', '"/mnt"', '"tmpfs"')
     assert first.path == "/mnt"
-    assert first.process.argv[0] == "mount"
+    assert first.process.argv[:2] == ("busybox", "mount")
     assert any(c.capability == "SYS_ADMIN" and c.granted for c in first.checks)
     chroot, failed = calls(found, "chroot")
     assert (chroot.path, chroot.result) == ("/", 0)
