@@ -1,8 +1,9 @@
 #!/bin/sh
-# Makes the stock Debian guest once and prints the directory that holds it: vmlinuz, initrd.img, root.qcow2.
+# build.sh [USERLAND…]: makes the stock Debian guest once and prints the directory that holds it: vmlinuz, initrd.img,
+# root.img. USERLAND names test images' userlands (`tools`, `builders`; all of them unless told) that it has at hand.
 # Both layers are cached by the hash of all that they are made of, outside the repository:
 #   base-HASH/   a Debian as mmdebstrap makes it: stock kernel, systemd, Docker, AppArmor, Python
-#   guest-HASH/  the same, booted once: the tests' Python environment and the test images' userlands are in it
+#   guest-HASH/  a file system of it, with the tests' Python environment and the userlands
 # `build.sh --remove` removes the cache. Needs root (mmdebstrap's root mode), mmdebstrap, qemu, e2fsprogs.
 set -eu
 
@@ -32,7 +33,7 @@ exec 9> "$CACHE/lock"
 flock 9 # one builder at a time; others find the finished guest
 
 python=$REPOSITORY/.venv/bin/python
-tags=$("$python" "$here/userlands.py" tags "$SUITE")
+tags=$("$python" "$here/userlands.py" tags "$SUITE" "$@")
 requirements=$("$python" -c '
 import sys, tomllib
 project = tomllib.load(open(sys.argv[1], "rb"))["project"]
@@ -45,7 +46,7 @@ base=$CACHE/base-$base_hash
 guest_hash=$( { echo "$base_hash $tags $requirements"; cat "$here/prime.sh"; } | digest)
 guest=$CACHE/guest-$guest_hash
 
-if [ -e "$guest/root.qcow2" ]; then
+if [ -e "$guest/root.img" ]; then
     touch "$guest" "$base"
     echo "$guest"
     exit 0
@@ -54,11 +55,12 @@ work=$(mktemp -d "$CACHE/.build-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 
-if [ ! -e "$base/root.img" ]; then
+if [ ! -e "$base/root.tar" ]; then
     say "making $SUITE with mmdebstrap"
     "$python" "$here/userlands.py" sources "$SUITE" > "$work/sources"
     apt-config dump Acquire | grep -E '::(Proxy|CaInfo|Verify-|Check-)' | grep -v '""' > "$work/apt.conf" || true
-    if ! mmdebstrap --mode=root --variant=important --format=directory --include="$packages" \
+    mkdir "$work/base"
+    if ! mmdebstrap --mode=root --variant=important --format=tar --include="$packages" \
         --aptopt="$work/apt.conf" --aptopt='APT::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
@@ -66,25 +68,19 @@ if [ ! -e "$base/root.img" ]; then
         --essential-hook='echo MODULES=list > "$1/etc/initramfs-tools/conf.d/guest"' \
         --essential-hook='printf "virtio_pci\nvirtio_blk\next4\n" > "$1/etc/initramfs-tools/modules"' \
         --customize-hook="$here/base.sh \"\$1\"" \
-        "$SUITE" "$work/root" - < "$work/sources" > "$work/log" 2>&1 9>&-; then
+        "$SUITE" "$work/base/root.tar" - < "$work/sources" > "$work/log" 2>&1 9>&-; then
         tail -n 20 "$work/log" >&2
         say "mmdebstrap could not make $SUITE from this machine's apt sources"
         exit 3
     fi
-    say 'packing the file system'
-    mkdir "$work/base"
-    cp "$work"/root/boot/vmlinuz-* "$work/base/vmlinuz"
-    cp "$work"/root/boot/initrd.img-* "$work/base/initrd.img"
-    truncate --size=12G "$work/base/root.img"
-    mke2fs -q -t ext4 -L guest -d "$work/root" "$work/base/root.img"
-    rm -rf "$work/root" "$base"
+    rm -rf "$base"
     mv "$work/base" "$base"
 fi
 
 say 'fetching what its Python tests need'
 mkdir "$work/payload"
 echo "$requirements" > "$work/requirements"
-# Unpacked here for Debian 13's Python: under emulation pip alone takes five minutes.
+# Unpacked here for Debian 13's Python, which is not this machine's.
 "$python" -m pip install --quiet --target "$work/payload/site-packages" --no-compile --no-warn-conflicts \
     --python-version 3.13 --implementation cp --only-binary=:all: --platform manylinux_2_28_x86_64 \
     --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --requirement "$work/requirements" \
@@ -92,23 +88,22 @@ echo "$requirements" > "$work/requirements"
 
 say 'making the test images of its suite'
 mkdir -p "$CACHE/userlands"
-"$python" "$here/userlands.py" pack "$SUITE" "$CACHE/userlands" > "$work/archives" 9>&-
-xargs cp -t "$work/payload" < "$work/archives"
-mkdir -p "$work/payload/tests/guest"
-cp "$REPOSITORY/tests/images.py" "$work/payload/tests/"
-cp "$here/userlands.py" "$here/prime.sh" "$here/stream.sh" "$work/payload/tests/guest/"
-cp "$here/prime.sh" "$work/payload/start"
-tar --create --file="$work/payload.tar" -C "$work/payload" .
-rm -rf "$work/payload"
+"$python" "$here/userlands.py" pack "$SUITE" "$CACHE/userlands" "$@" > "$work/archives" 9>&-
 
-say 'booting it once to take these in'
-mkdir "$work/guest"
-qemu-img create -q -f qcow2 -F raw -b "$base/root.img" "$work/guest/root.qcow2"
-cp "$base/vmlinuz" "$base/initrd.img" "$work/guest/"
-if ! "$here/boot.sh" "$work/guest" "$work/guest/root.qcow2" "$work/payload.tar" "$work/results" 900 9>&- >&2; then
-    say "the guest could not be prepared"
+say 'putting these into its file system'
+mkdir "$work/root" "$work/guest"
+tar --extract --file="$base/root.tar" -C "$work/root" --numeric-owner --xattrs --xattrs-include='*'
+cp "$REPOSITORY/tests/images.py" "$here/userlands.py" "$work/payload/"
+# shellcheck disable=SC2046 # one word an archive
+if ! "$here/prime.sh" "$work/root" "$work/payload" $(cat "$work/archives") > "$work/log" 2>&1 9>&-; then
+    tail -n 20 "$work/log" >&2
+    say 'the guest could not be prepared'
     exit 3
 fi
+cp "$work"/root/boot/vmlinuz-* "$work/guest/vmlinuz"
+cp "$work"/root/boot/initrd.img-* "$work/guest/initrd.img"
+truncate --size=12G "$work/guest/root.img"
+mke2fs -q -t ext4 -L guest -d "$work/root" "$work/guest/root.img"
 rm -rf "$guest"
 mv "$work/guest" "$guest"
 # What no run has used for two weeks is of an older revision.

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs in the guest at every boot of run.sh: the project's tree is in /srv/payload, and /srv/payload/.guest-run/ says what to
-# do: `mode` is tests or shell, `command` the shell's command, `arguments` a `set` of pytest's arguments.
+# do: `mode` is tests or shell, `command` the shell's command, `arguments` a `set` of pytest's arguments, `seconds` how long
+# after its start the machine is switched off.
 set -eu
 project=/srv/payload
 cd "$project"
@@ -13,7 +14,7 @@ trap 'code=$?; [ -e "$RESULTS/exit-code" ] || finish "$code"' EXIT
 # container that has its nodes by then.
 modprobe loop
 wait_for_docker
-ln -s /opt/venv .venv
+ln -sfn /opt/venv .venv
 export PATH="$project/.venv/bin:$PATH" CAPPROFILE_REQUIRE_ENGINE=1
 mode=$(cat .guest-run/mode)
 . .guest-run/arguments
@@ -26,9 +27,12 @@ case $mode in
         say 'tests are running'
         # pyproject.toml's time for a test is a real machine's
         set -- --override-ini="timeout=$((120 * ${CAPPROFILE_TESTS_SLOWER:-1}))" "$@"
+        left=$(($(cat .guest-run/seconds) - $(cut -d . -f 1 /proc/uptime) - 60))
+        # SIGINT lets pytest tell what was done until then.
+        set -- timeout --signal=INT --kill-after=40 "$((left > 1 ? left : 1))" .venv/bin/python -m pytest "$@"
         # The pipe's first command gives the code, which only a file can carry out of it in this shell.
         {
-            .venv/bin/python -m pytest --color=no --junit-xml="$RESULTS/junit.xml" "$@" 2>&1 < /dev/null || code=$?
+            "$@" --color=no --junit-xml="$RESULTS/junit.xml" 2>&1 < /dev/null || code=$?
             echo "$code" > /run/pytest-code
         } | tee "$RESULTS/pytest.log" >&3
         code=$(cat /run/pytest-code)

@@ -1,17 +1,17 @@
 """Carries the test images' userlands into the guest, which has no network to build them from.
 
-`sources SUITE` prints this machine's own apt sources with SUITE instead of its own; `tags SUITE` prints what the
-userlands are tagged on a machine of SUITE; `pack SUITE DIRECTORY` writes one archive a userland there, where it is
-missing, and prints the archives (host, root); `import DIRECTORY` imports these archives under the tags that `images`
-looks for, so that every test finds its image already built (guest, root, a Docker engine). Failures are
-`images.ImageError`.
+`sources SUITE` prints this machine's own apt sources for SUITE; `tags SUITE [NAME…]` prints what the
+userlands (all unless named) are tagged on a machine of SUITE; `pack SUITE DIRECTORY [NAME…]` writes one archive a
+userland there, where it is missing, and prints the archives (host, root); `import DIRECTORY` imports these under the
+tags that `images` looks for, so that every test finds its image already built (the guest's own Docker engine, root).
+Failures are `images.ImageError`.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,8 +27,8 @@ def sources(suite: str) -> str:
     return images.host_sources().replace(f" {images.host_suite()}", f" {suite}")
 
 
-def userlands(suite: str) -> dict[str, Pack]:
-    """The tag of each userland on a machine of `suite`, and what writes its archive to a given path."""
+def userlands(suite: str, names: Sequence[str] = USERLANDS) -> dict[str, Pack]:
+    """The tag of each of these userlands on a machine of `suite`, and what writes its archive to a given path."""
     found: dict[str, Pack] = {}
     of_suite = sources(suite)
 
@@ -40,7 +40,7 @@ def userlands(suite: str) -> dict[str, Pack]:
     own = {name: getattr(images, name) for name in ("host_suite", "host_sources", "_built_once", "_import")}
     images.host_suite, images.host_sources, images._built_once = lambda: suite, lambda: of_suite, note
     try:
-        for name in USERLANDS:
+        for name in names:
             images.BASES[name]()
     finally:
         for name, function in own.items():
@@ -53,9 +53,9 @@ def archive_name(tag: str) -> str:
     return tag.rpartition("/")[2].replace(":", "-") + ".tar"
 
 
-def pack(suite: str, directory: Path) -> None:
-    """Write what is missing of the userlands' archives to `directory`."""
-    for tag, write in userlands(suite).items():
+def pack(suite: str, directory: Path, names: Sequence[str]) -> None:
+    """Write what is missing of these userlands' archives to `directory`."""
+    for tag, write in userlands(suite, names).items():
         archive = directory / archive_name(tag)
         if not archive.exists():
             partial = directory / f".{archive.name}"  # the suffix tells mmdebstrap what to write
@@ -78,10 +78,10 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["sources", suite]:
             print(sources(suite), end="")
-        case ["tags", suite]:
-            print("\n".join(userlands(suite)))
-        case ["pack", suite, directory]:
-            pack(suite, Path(directory))
+        case ["tags", suite, *names]:
+            print("\n".join(userlands(suite, names or USERLANDS)))
+        case ["pack", suite, directory, *names]:
+            pack(suite, Path(directory), names or USERLANDS)
         case ["import", directory]:
             import_archives(Path(directory))
         case _:
