@@ -14,7 +14,7 @@ from profiler import apparmor
 from profiler.errors import HostError, ProfilerError
 from profiler.harness.docker.leftovers import clean_leftovers as clean_containers
 from profiler.harness.native import sandbox as native
-from profiler.leftovers import STATE, is_leftover
+from profiler.leftovers import DISK, STATE, is_leftover
 from profiler.witness.probes import check_pids
 from profiler.witness.tracefs import CheckWitness
 
@@ -52,5 +52,5 @@ def before_run() -> None:
     with suppress(OSError):
         apparmor.clean_leftovers()
     with suppress(ProfilerError, OSError):
-        if any(is_leftover(path.name) for base in (STATE, native.DISK) if base.is_dir() for path in base.iterdir()):
+        if any(is_leftover(path.name) for base in (STATE, DISK) if base.is_dir() for path in base.iterdir()):
             everything()

@@ -14,6 +14,7 @@ from pathlib import Path
 PREFIX = "capprofile"
 LABEL = "capprofile.owner"
 STATE = Path("/run/capprofile")
+DISK = Path("/var/lib/capprofile")  # for what may be large: /run is mostly in memory
 _TAG = re.compile(rf"^{PREFIX}-(\d+)-(\d+)")
 
 

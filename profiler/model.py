@@ -333,13 +333,18 @@ class Written:
     digest: str
 
 
+Moved = tuple[tuple[str, str], ...]
+"""Paths of this host in whose place a run had others: (the user's, the run's)."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One run of the workload: how it ended. `stdout` and `stderr` hold their last 64 KiB where captured, `written`
     stands for all of the first.
 
     `timed_out`: it had to be stopped, at its limit or because it is a service; a service's end is told by `stopped`.
-    `files` are those that were asked for: path to digest, empty for one that the run has not produced.
+    `files` are those that were asked for: path to digest, empty for one that the run has not produced. `moved` are the
+    user's places that stood elsewhere for this run; they stay there until the next run.
     """
 
     exit_code: int
@@ -350,6 +355,7 @@ class Outcome:
     stopped: Stopped | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     written: Written | None = None
+    moved: Moved = ()
 
     def last_words(self) -> str:
         """The last line that the run wrote, as `: line`, its errors first; empty when it wrote none.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from profiler.model import Outcome, Stopped
+from profiler.model import Moved, Outcome, Stopped
 
 LOOK_SECONDS = 0.2  # between two looks at a health check's answer: the engine tells nobody when it changes
 END_SECONDS = 1.0  # for the engine's client to end once its container has ended
@@ -18,11 +18,15 @@ END_SECONDS = 1.0  # for the engine's client to end once its container has ended
 STARTS_SLOWLY = "watched it starts more slowly: docker run --health-start-period 60s gives it time"
 HEALTHY, UNHEALTHY = "healthy", "unhealthy"  # the engine's own words
 
-Ask = Callable[[], str | None]  # None: all is well; otherwise what is wrong, in a few words
+Ask = Callable[[Moved], str | None]  # None: all is well; otherwise what is wrong, in a few words
 
 
 class Running(Protocol):
     """A run that goes on."""
+
+    @property
+    def moved(self) -> Moved:
+        """See `Outcome.moved`."""
 
     def health(self) -> str:
         """`starting`, `healthy` or `unhealthy` as the engine says; empty where it makes no health check."""
@@ -79,7 +83,7 @@ class Service:
             done = running.inside(self.check_inside)
             if done.exit_code != 0:
                 return Stopped(f"the check inside exited with {done.exit_code}{done.last_words()}", healthy)
-        return Stopped((self.check() or "") if self.check is not None else "", healthy)
+        return Stopped((self.check(running.moved) or "") if self.check is not None else "", healthy)
 
 
 def _left(deadline: float) -> float:

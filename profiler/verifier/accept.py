@@ -6,10 +6,12 @@ import itertools
 import subprocess
 from dataclasses import dataclass
 
-from profiler.model import Outcome
+from profiler.model import Moved, Outcome
 
 CHECK_TIMEOUT = 300.0  # seconds that a user's check may take
 SHOWN = 60  # characters of a line that differs
+# $0 is the check, then the user's place and the run's, in turn
+_IN_PLACE = 'while [ $# -gt 0 ]; do mount --bind "$2" "$1" || exit; shift 2; done; exec /bin/sh -c "$0"'
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Acceptance:
             if found != wanted:
                 return f"{path} differs from that of the traced run" if found else f"{path} is not produced"
         if self.check is not None and not self.service:
-            return checked(self.check)
+            return checked(self.check, outcome.moved)
         return None
 
 
@@ -77,11 +79,19 @@ def _shown(line: str | None) -> str:
     return repr(line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…")
 
 
-def checked(command: str) -> str | None:
-    """Run the user's check on this host; None when it exits with 0, otherwise how it failed."""
+def checked(command: str, moved: Moved = ()) -> str | None:
+    """Run the user's check on this host; None when it exits with 0, otherwise how it failed.
+
+    Where the run had other places than the user's (`moved`), the check finds what the run left there under the user's
+    own paths: it runs in a mount namespace of its own.
+    """
+    words = ["/bin/sh", "-c", command]
+    if moved:
+        places = [path for pair in moved for path in pair]
+        words = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _IN_PLACE, command, *places]
     try:
         done = subprocess.run(
-            ["/bin/sh", "-c", command],
+            words,
             capture_output=True,
             timeout=CHECK_TIMEOUT,
             check=False,

@@ -17,6 +17,8 @@ class Answers:
         self.code = code
         self.ran = []
 
+    moved = ()
+
     def health(self):
         return self.healths.pop(0) if len(self.healths) > 1 else self.healths[0]
 
@@ -70,8 +72,8 @@ def test_it_is_asked_inside_and_from_the_host():
     stopped = Service(0.0, check_inside="test -e x").watch(running, goes_on)
     assert stopped.complaint == "the check inside exited with 1: not there"
     assert running.ran == ["test -e x"]
-    assert Service(0.0, check=lambda: "no answer").watch(Answers(), goes_on).complaint == "no answer"
-    assert Service(0.0, check=lambda: None).watch(Answers(), goes_on) == Stopped()
+    assert Service(0.0, check=lambda moved: "no answer").watch(Answers(), goes_on).complaint == "no answer"
+    assert Service(0.0, check=lambda moved: None).watch(Answers(), goes_on) == Stopped()
 
 
 def trace(**changed):

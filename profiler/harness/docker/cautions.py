@@ -5,9 +5,8 @@ Decides from the command line alone and talks to nobody.
 
 from __future__ import annotations
 
-import posixpath
-
 from profiler.harness.docker.arguments import DockerRun, Flag
+from profiler.harness.docker.mounts import mounts
 
 RECIPE_FLAGS = frozenset({"privileged", "cap-add", "cap-drop", "device", "security-opt", "device-cgroup-rule"})
 """What the recipe answers instead of the user, but for what `is_replaced` keeps."""
@@ -19,7 +18,6 @@ _HOST_NAMESPACES = ("pid", "network", "ipc", "uts", "userns", "cgroupns")
 _HOST_TREES = ("/", "/dev", "/proc", "/sys", "/etc", "/run", "/var/run", "/boot", "/root", "/var/lib/docker")
 _KERNEL_TREES = ("/proc", "/sys")  # all below is the kernel's, which every container shares
 _CGROUPS = "/sys/fs/cgroup"
-_SOCKETS = ("docker.sock", "containerd.sock")
 
 
 def is_replaced(flag: Flag) -> bool:
@@ -62,9 +60,9 @@ def warnings(run: DockerRun) -> tuple[str, ...]:
             lines[f"--{name}=host: the container shares the host's {_namespace(name)}"] = None
     if run.is_set("use-api-socket"):
         lines["--use-api-socket: who can talk to the engine is root on the host"] = None
-    for source, _, _ in _binds(run):
-        path = posixpath.normpath(source)
-        if posixpath.basename(path) in _SOCKETS:
+    for mount in mounts(run):
+        path = mount.path
+        if mount.is_engine:
             lines[f"{path} is mounted: who can talk to the engine is root on the host"] = None
         elif _is_below(path, _CGROUPS):
             lines[f"{path} of the host is mounted: who can write there limits, freezes and moves its processes"] = None
@@ -79,15 +77,14 @@ def warnings(run: DockerRun) -> tuple[str, ...]:
 def shares_nothing(run: DockerRun) -> bool:
     """Whether two containers of this command can run at a time without meeting.
 
-    They would meet in a name, a fixed port or address, a shared network namespace, or a place that both can write.
+    They would meet in a name, a fixed port or address, or a shared network namespace; places that both can write are
+    another matter (volumes.py).
     """
     if any(run.value(name) for name in ("name", "cidfile", "ip", "ip6", "mac-address", "volumes-from")):
         return False
     if any(value == "host" or value.startswith("container:") for value in run.values("network")):
         return False
-    if any(_is_fixed_port(value) for value in run.values("publish")):
-        return False
-    return all(read_only for _, _, read_only in (*_binds(run), *_named_volumes(run)))
+    return not any(_is_fixed_port(value) for value in run.values("publish"))
 
 
 def _is_no_new_privileges(option: str) -> bool:
@@ -119,30 +116,3 @@ def _is_fixed_port(published: str) -> bool:
         return any(part.startswith("published=") for part in published.split(","))
     host = published.rpartition(":")[0]
     return bool(host) and not host.endswith(":")
-
-
-def _mounts(run: DockerRun) -> list[tuple[str, str, bool]]:
-    """Every `-v` and `--mount` as (kind, source, read-only); a `-v` without a source is anonymous, and left out."""
-    found: list[tuple[str, str, bool]] = []
-    for value in run.values("volume"):
-        source, colon, rest = value.partition(":")
-        if colon:
-            options = rest.partition(":")[2].split(",")
-            kind = "bind" if source.startswith(("/", ".", "~")) else "volume"
-            found.append((kind, source, "ro" in options))
-    for value in run.values("mount"):
-        fields = dict(part.partition("=")[::2] for part in value.split(","))
-        kind = fields.get("type", "volume")
-        source = fields.get("source") or fields.get("src") or ""
-        read_only = any(fields.get(key) in ("", "true", "1") for key in ("readonly", "ro"))
-        if kind == "bind" or (kind == "volume" and source):
-            found.append((kind, source, read_only))
-    return found
-
-
-def _binds(run: DockerRun) -> list[tuple[str, str, bool]]:
-    return [(source, kind, read_only) for kind, source, read_only in _mounts(run) if kind == "bind"]
-
-
-def _named_volumes(run: DockerRun) -> list[tuple[str, str, bool]]:
-    return [(source, kind, read_only) for kind, source, read_only in _mounts(run) if kind == "volume"]

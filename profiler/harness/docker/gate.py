@@ -18,10 +18,10 @@ from pathlib import Path
 from profiler.errors import HostError
 from profiler.harness.docker.engine import Engine, Refused
 from profiler.kernel.gate import gate_elf, is_at_gate
-from profiler.leftovers import STATE, owner_tag
+from profiler.leftovers import DISK, STATE, owner_tag
 
 GATE = "/.capprofile-gate"  # as the container sees it
-STATE_PLACES = (STATE, Path("/var/lib/capprofile"))
+STATE_PLACES = (STATE, DISK)
 """Where state directories may be. /run is mounted noexec on some hosts, and a bind mount keeps that."""
 
 _START_SECONDS = 20.0

@@ -22,7 +22,7 @@ from profiler.harness.service import Service
 from profiler.harness.stream import Stream
 from profiler.kernel.stops import let_die
 from profiler.leftovers import start_time
-from profiler.model import Outcome
+from profiler.model import Moved, Outcome
 
 _CLIENT_SECONDS = 10.0  # for the client to hand over the last output and end, once its container has ended
 _WALL = 0x40000000  # linux/wait.h __WALL: children and tracees of every kind
@@ -37,9 +37,10 @@ _LOOK_SECONDS = 1.0  # between two looks whether an engine is still there, when 
 class Living:
     """A container that runs: implements `Running`."""
 
-    def __init__(self, engine: Engine, container: str) -> None:
+    def __init__(self, engine: Engine, container: str, moved: Moved = ()) -> None:
         self._engine = engine
         self._container = container
+        self.moved = moved
 
     def health(self) -> str:
         """The engine's word for its health check; empty when it makes none."""
@@ -63,9 +64,12 @@ class HeldRun:
         init: int,
         caught: Caught,
         produced: Produced,
+        moved: Moved = (),
     ) -> None:
-        """Take over `container` and `child`. `init` is the pid, on this host, of the container's first process."""
+        """Take over `container` and `child`. `init` is the pid, on this host, of the container's first process; `moved`
+        are the places that the container has instead of the user's."""
         self._produced = produced
+        self._moved = moved
         self._engine = engine
         self._container = container
         self._child = child
@@ -86,7 +90,7 @@ class HeldRun:
     @property
     def running(self) -> Living:
         """What can be asked of the run while it goes on."""
-        return Living(self._engine, self._container)
+        return Living(self._engine, self._container, self._moved)
 
     def wait(self, deadline: float | None = None) -> Outcome:
         """Wait for the container's end; past `deadline` (monotonic clock, seconds) stop it as `docker stop` does.
@@ -183,13 +187,15 @@ def captured(
     timeout: float | None,
     service: Service | None = None,
     expected: tuple[str, ...] = (),
+    moved: Moved = (),
 ) -> Outcome:
     """Start a created container, wait for its end, and return it with the last 64 KiB of each output.
 
     After `timeout` seconds, or when `service` says so, it is killed and the outcome says so. A container that does not
     start gives the exit code of `docker run` for it (127 no such command, 126 not executable, 125 a device that is
-    gone) and the engine's words as stderr. `expected` are the files that the outcome tells of. Removing the container
-    is the caller's part. Raises Refused when the engine cannot start it for any other reason.
+    gone) and the engine's words as stderr. `expected` are the files that the outcome tells of, `moved` the places that
+    the container has instead of the user's. Removing the container is the caller's part. Raises Refused when the engine
+    cannot start it for any other reason.
     """
     produced = Produced(engine, container, expected)
     started = time.monotonic()
@@ -218,7 +224,7 @@ def captured(
         else:
             while engine.inspect(container)["State"]["Status"] == "created" and not ended(_REAP_LOOK_SECONDS):
                 pass  # a service lives from its start, not from the engine's preparations
-            stopped = service.watch(Living(engine, container), ended)
+            stopped = service.watch(Living(engine, container, moved), ended)
             timed_out = stopped is not None
         if timed_out:
             _kill(engine, container, poller)
@@ -232,7 +238,7 @@ def captured(
         stdout, stderr = (reader.finish() for reader in readers)
     seconds = time.monotonic() - started
     files = produced.digests()
-    return Outcome(code, seconds, timed_out, stdout.tail, stderr.tail, stopped, files, stdout.written)
+    return Outcome(code, seconds, timed_out, stdout.tail, stderr.tail, stopped, files, stdout.written, moved)
 
 
 def _hangs(engine: Engine, container: str, ended: Callable[[float | None], bool], timeout: float | None) -> bool:

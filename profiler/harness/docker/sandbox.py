@@ -36,6 +36,7 @@ from profiler.harness.docker.grants import Grants, check_engine, check_user, fin
 from profiler.harness.docker.image import Image, account, command_of, find_image, is_root, user_of, with_home
 from profiler.harness.docker.leftovers import clean_engine
 from profiler.harness.docker.run import HeldRun, captured
+from profiler.harness.docker.volumes import Volumes
 from profiler.harness.interface import Caught, Service, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
@@ -44,6 +45,7 @@ from profiler.model import (
     Capability,
     Device,
     HostFacts,
+    Moved,
     Outcome,
     Privilege,
     Recipe,
@@ -127,6 +129,10 @@ class DockerSandbox:
         return Spool(self._directory, self._stdin) if self._run.is_set("interactive") else None
 
     @functools.cached_property
+    def _volumes(self) -> Volumes:
+        return Volumes(self._engine, self._run)
+
+    @functools.cached_property
     def _granted(self) -> Grants:
         engine = self._engine
         words = self._throwaway_words()
@@ -174,7 +180,8 @@ class DockerSandbox:
 
         Raises UsageError for an unknown user or no command, Refused with the engine's words.
         """
-        run, image, engine = self._run, self._image, self._engine
+        image, engine = self._image, self._engine
+        run, moved = self._with_volumes("watched")
         argv = command_of(image, run)
         user = user_of(image, run)
         # A gate as another user could not be given a filter without no_new_privs, which would break sudo.
@@ -202,7 +209,7 @@ class DockerSandbox:
             try:
                 init, gate = await_gate(engine, container, child)
                 caught = replace(self._caught(container, gate, argv, user), capabilities=kept)
-                held = HeldRun(engine, container, child, init, caught, produced)
+                held = HeldRun(engine, container, child, init, caught, produced, moved)
             except BaseException:
                 child.kill()
                 child.wait()
@@ -217,10 +224,11 @@ class DockerSandbox:
     def rerun(self, recipe: Recipe, *, timeout: float | None, slot: int = 0, service: Service | None = None) -> Outcome:
         """Run the user's own command, untraced, with exactly `recipe`; `timeout` in seconds, then it is killed.
 
-        `slot` is of no use here: every container is its own. A command with `-it` gets no terminal, as there is none to
-        replay from. Raises Refused when the engine cannot make or start it.
+        `slot` names the copies of the user's volumes. A command with `-it` gets no terminal, as there is none to replay
+        from. Raises Refused when the engine cannot make or start it.
         """
-        engine, run = self._engine, self._run
+        engine = self._engine
+        run, moved = self._with_volumes(f"rerun-{slot}")
         interactive = run.is_set("interactive")
         words = self._create_words(run.without({"tty"} if interactive else ()), recipe, (), command=True)
         with self._replayed() as stdin, throwaway(engine, words) as container:
@@ -236,6 +244,7 @@ class DockerSandbox:
                     timeout=timeout,
                     service=service,
                     expected=self.expected,
+                    moved=moved,
                 )
             finally:
                 self._reruns.discard(container)
@@ -268,7 +277,7 @@ class DockerSandbox:
 
     def parallel(self) -> bool:
         """Whether several reruns may run at a time: no fixed name, port or address, and no place that both write."""
-        return cautions.shares_nothing(self._run)
+        return cautions.shares_nothing(self._run) and not self._volumes.shared
 
     def image(self) -> tuple[str, str]:
         """The image's name, as the user gave it, and its id."""
@@ -288,7 +297,8 @@ class DockerSandbox:
 
     def notes(self) -> tuple[str, ...]:
         """What of the user's flags is replaced, kept, or treated otherwise than `docker run` would."""
-        return cautions.notes(self._run)
+        volumes = self._volumes.notes() if "_volumes" in self.__dict__ else ()
+        return (*cautions.notes(self._run), *volumes)
 
     def cautions(self) -> tuple[str, ...]:
         """What in the user's command no recipe can make safe."""
@@ -324,8 +334,22 @@ class DockerSandbox:
             with suppress(ProfilerError):  # an exception may have come between the engine's answer and us
                 self._engine.remove_own()
             self._engine.close()
+        if "_volumes" in kept:  # once no container has them
+            self._volumes.close()
 
     # Its parts
+
+    def _with_volumes(self, name: str) -> tuple[DockerRun, Moved]:
+        """The user's command for one run: the very first has the user's volumes, every other copies, by this name."""
+        if "_volumes" not in self.__dict__:
+            self._volumes  # noqa: B018 - takes note of what they hold
+            return self._run, ()
+        try:
+            return self._volumes.fresh(name)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise HostError(
+                f"the volumes cannot be copied for a run: {error}", "see that there is room for it"
+            ) from error
 
     def _create_words(
         self, run: DockerRun, recipe: Recipe, extra: tuple[str, ...], *, command: bool

@@ -76,6 +76,8 @@ class NativeRun:
 class Alone:
     """Implements `Running` where there is no engine: nobody makes health checks or lets a command in."""
 
+    moved = ()
+
     def health(self) -> str:
         """None is made."""
         return ""

@@ -28,10 +28,9 @@ from profiler.harness.native.spec import KILL, Spec
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import last_cap, name_of, sets_of
 from profiler.kernel.mountinfo import mounts_of
-from profiler.leftovers import PREFIX, STATE, is_leftover, owner_tag
+from profiler.leftovers import DISK, STATE, is_leftover, owner_tag
 from profiler.model import Capability, HostFacts, Outcome, Recipe, Syscalls, capability_names
 
-DISK = Path("/var/lib") / PREFIX  # what sandboxes write may be large, and /run is mostly in memory
 # Who finds these takes the host's service for one that can be reached, and waits for its answer: libdevmapper for udev
 # (a semaphore that only the host's udev could raise), packages' scripts for systemd.
 _UNREACHABLE = ("/run/udev/control", "/run/systemd/system", "/run/systemd/private")
