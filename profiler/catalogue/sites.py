@@ -4,7 +4,7 @@ A row is keyed by the capability (None: any) and the check's site, the first ker
 helpers; `calls`, where it is given, narrows the row to these system calls, `words` to calls with one of these among
 their rendered arguments, `within` to stacks that hold one of these functions. The first row that fits counts. A site
 without a row is `LIKELY`: the call would be refused. Sites were seen on Linux 6.18; on other kernels the same function
-may have been inlined into its caller, so a row names both where both are known.
+may have been inlined into its caller, so a row names both where both are known. `functions.py` tells since when.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ SITES: tuple[Site, ...] = (
     _site(
         None,
         "do_jit bpf_jit_blind_constants bpf_int_jit_compile bpf_check bpf_prog_kallsyms_add array_map_alloc "
-        "bpf_prog_select_runtime bpf_migrate_filter bpf_prepare_filter __get_filter bpf_verifier_log",
+        "bpf_prog_select_runtime bpf_migrate_filter bpf_prepare_filter __get_filter",
         _NEVER,
         "a program is loaded either way: the check decides on hardening (kernel/bpf/core.c, bpf_jit_blinding_enabled)",
     ),
@@ -270,7 +270,7 @@ SITES: tuple[Site, ...] = (
     # Refusals that no program survives
     _site(
         "SYS_ADMIN",
-        "path_mount may_mount ns_capable_mount unshare_nsproxy_namespaces copy_namespaces",
+        "path_mount may_mount unshare_nsproxy_namespaces copy_namespaces",
         _SURE,
         "mounts and namespaces",
     ),

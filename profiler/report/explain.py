@@ -7,6 +7,7 @@ from typing import Any
 
 from profiler.catalogue.capability_texts import ALLOWS
 from profiler.catalogue.dangers import reason
+from profiler.catalogue.functions import FUNCTIONS
 from profiler.errors import UsageError
 from profiler.model import AllowList, Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
 from profiler.report.evidence import Document, headline, printable, tellingness
@@ -126,7 +127,10 @@ def _piece(piece: Document) -> Iterator[str]:
 
 def _check(check: Document) -> str:
     answer = "granted" if check.get("granted") else "denied"
-    remarks = [
+    site = str(check.get("site"))
+    span = FUNCTIONS.get(site.partition(".")[0])  # a compiler's copy of a function is named function.constprop.0
+    remarks = [f"there {span.words}"] if span is not None else []
+    remarks += [
         text
         for key, text in (
             ("borrowed", "with credentials that are not the process's own"),
@@ -134,9 +138,7 @@ def _check(check: Document) -> str:
         )
         if check.get(key)
     ]
-    return f"{check.get('capability')} {answer} in {check.get('site')}" + (
-        f" ({', '.join(remarks)})" if remarks else ""
-    )
+    return f"{check.get('capability')} {answer} in {site}" + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 def _summary(manifest: Manifest) -> Iterator[str]:

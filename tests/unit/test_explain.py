@@ -17,6 +17,8 @@ from profiler.model import (
     DeviceClass,
     DeviceUse,
     Doubt,
+    JudgedRequirement,
+    KernelCheck,
     Observation,
     Outcome,
     Process,
@@ -24,6 +26,7 @@ from profiler.model import (
     Requirement,
     Rerun,
     SecurityOption,
+    Status,
     Syscalls,
     Sysctl,
     Verdict,
@@ -55,6 +58,22 @@ def test_alternatives_and_counts_are_shown():
     assert "would do as well  DAC_OVERRIDE" in text
     assert "×3" in text
     assert "generic_permission" in text
+
+
+def test_a_check_is_told_with_the_releases_that_have_it():
+    def told(site: str) -> str:
+        check = KernelCheck("SYS_ADMIN", True, site, ("may_mount",), borrowed=True)
+        seen = Observation("mount", (), 0, None, Process(1, "/bin/mount"), (check,))
+        row = Requirement((frozenset({SYS_ADMIN}),), "", Doubt.CERTAIN, (seen,))
+        text = explain(read((SYS_ADMIN,), requirements=(JudgedRequirement(SYS_ADMIN, row, Status.REQUIRED),)))
+        (line,) = [line for line in text.splitlines() if line.strip().startswith("kernel")]
+        return line
+
+    others = "with credentials that are not the process's own)"
+    assert told("path_mount.isra.0").endswith(f"in path_mount.isra.0 (there since Linux 5.9, {others}")
+    assert told("generic_permission").endswith(f"(there since before Linux 2.6.12, {others}")
+    assert told("ksys_chroot").endswith(f"(there since Linux 4.17, until Linux 5.9, {others}")
+    assert told("nobody_knows").endswith(f"in nobody_knows ({others}")
 
 
 @pytest.mark.parametrize(
