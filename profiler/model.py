@@ -256,6 +256,28 @@ class Stopped:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A call that was refused for want of `capability`, and was then made again with it.
+
+    `observation` is the call as it was refused, `again` what the kernel answered in the end (negative errno on
+    failure); the call may have asked for more than one capability, each of which is a refusal of its own.
+    """
+
+    capability: str
+    observation: Observation
+    again: int
+
+
+@dataclass(frozen=True)
+class Denial:
+    """What a run was denied on purpose: what was given in the end, one capability at a time, and the checks (as told by
+    the kernel, refused) of capabilities that the task would have held and that were not given for them."""
+
+    refusals: tuple[Refusal, ...]
+    withheld: frozenset[KernelCheck]
+
+
+@dataclass(frozen=True)
 class Trace:
     """What one traced run showed. `losses` counts, by name, what was not seen (empty: nothing was lost).
 
@@ -263,7 +285,8 @@ class Trace:
     (a nested tracer was seen, an interpreter of 32-bit calls, …). `interrupted` is the time in seconds after which the
     user ended the run with Ctrl-C; None when it ended otherwise. `stopped` is None for a run that ended by itself,
     `files` as in `Outcome`. `called` is None unless every call was to be seen. `sysctls` are the parameters of its own
-    namespaces that it opened to write, with their last values.
+    namespaces that it opened to write, with their last values. `denial` is None for a run that was not denied
+    anything on purpose.
     """
 
     observations: tuple[Observation, ...]
@@ -279,6 +302,7 @@ class Trace:
     files: Mapping[str, str] = field(default_factory=dict)
     called: Called | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    denial: Denial | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ may have been inlined into its caller, so a row names both where both are known.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
-from profiler.model import Doubt
+from profiler.model import Doubt, KernelCheck
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,24 @@ SITES: tuple[Site, ...] = (
         "taking another group's id: a program that passes without it runs on as who it was",
     ),
 )
+
+# Compares what another process of the same user is permitted with what the asking one has in effect.
+SUBSET_RULE = "cap_ptrace_access_check"
+
+
+def site_of(check: KernelCheck, call: str | None, args: Container[str]) -> Site | None:
+    """The row of `check`, made in `call` with these rendered arguments; None where there is none."""
+    for row in SITES:
+        if (
+            (row.capability is None or row.capability == check.capability)
+            and check.site in row.functions
+            and (not row.calls or call in row.calls)
+            and (not row.words or any(word in args for word in row.words))
+            and (not row.within or not row.within.isdisjoint(name.partition(".")[0] for name in check.stack))
+        ):
+            return row
+    return None
+
 
 # Calls that programs make on the chance: refused by an engine's filter they go another way. Placement of memory
 # (libnuma), another way of I/O (liburing's users, libuv), another way to tell mounts and files apart (systemd,

@@ -7,6 +7,7 @@ Names are written without `CAP_`. A capability that this kernel knows and this l
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ CAPABILITIES: tuple[str, ...] = (
 NUMBER: dict[str, int] = {name: number for number, name in enumerate(CAPABILITIES)}
 
 LINUX_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h: two 32-bit words a set
+CAPSET_DATA = 8  # bytes from the header to the data in what `capset_arguments` gives
 
 
 class _Header(ctypes.Structure):
@@ -126,6 +128,33 @@ def sets_of(pid: int | str = "self") -> CapabilitySets:
         bounding=names(int(fields["CapBnd"], 16)),
         ambient=names(int(fields.get("CapAmb", "0"), 16)),
     )
+
+
+@dataclass(frozen=True)
+class Held:
+    """The ids that decide on capabilities, and three sets as bits, of one thread. `process` is its thread group."""
+
+    process: int
+    euid: int
+    fsuid: int
+    effective: int
+    permitted: int
+    inheritable: int
+
+
+def held_by(task: int) -> Held:
+    """What the thread `task` holds now, from /proc/TASK/status. FileNotFoundError or ProcessLookupError without it."""
+    with Path(f"/proc/{task}/status").open("rb", buffering=0) as file:
+        lines = file.read(8192).splitlines()
+    fields = {key: value.split() for line in lines for key, _, value in [line.partition(b":")]}
+    bits = (int(fields[name][0], 16) for name in (b"CapEff", b"CapPrm", b"CapInh"))
+    return Held(int(fields[b"Tgid"][0]), int(fields[b"Uid"][1]), int(fields[b"Uid"][3]), *bits)
+
+
+def capset_arguments(effective: int, permitted: int, inheritable: int) -> bytes:
+    """Sets as bits, for capset(2): the header for the calling thread, then both struct __user_cap_data_struct."""
+    words = (word >> shift & 0xFFFFFFFF for shift in (0, 32) for word in (effective, permitted, inheritable))
+    return struct.pack("<Ii6I", LINUX_CAPABILITY_VERSION_3, 0, *words)
 
 
 def drop_bounding(keep: frozenset[str]) -> None:

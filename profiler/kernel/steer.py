@@ -15,7 +15,7 @@ from typing import Protocol
 
 from profiler.errors import HostError, WorkloadError
 from profiler.kernel import memory, namespaces
-from profiler.kernel.capabilities import LINUX_CAPABILITY_VERSION_3, NUMBER, mask, sets_of
+from profiler.kernel.capabilities import CAPSET_DATA, NUMBER, capset_arguments, mask, sets_of
 from profiler.kernel.tracee import Tracee, TraceeEndedError
 
 __all__ = ["Credentials", "ExecutionError", "Steered", "TraceeEndedError"]
@@ -207,9 +207,8 @@ class Steered(Tracee):
         """
         now = sets_of(self.pid)
         words = [mask(held & kept) for held in (now.effective, now.permitted, now.inheritable)]
-        data = struct.pack("<6I", *(word >> shift & 0xFFFFFFFF for shift in (0, 32) for word in words))
-        header = struct.pack("<Ii", LINUX_CAPABILITY_VERSION_3, 0)
-        result = self.syscall(NR_CAPSET, self.write(header), self.write(data))
+        header = self.write(capset_arguments(*words))
+        result = self.syscall(NR_CAPSET, header, header + CAPSET_DATA)
         if result < 0:
             raise _not_limited("capset", -result)
 

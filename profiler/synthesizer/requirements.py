@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from profiler.catalogue.devices import DISPENSERS
 from profiler.catalogue.paths import MASKED, OPENS_FOR_WRITING, READ_ONLY, REVEALING_TYPES, ROOT_MAPS
-from profiler.catalogue.sites import ON_THE_CHANCE, SITES, Site
+from profiler.catalogue.sites import ON_THE_CHANCE, Site, site_of
 from profiler.catalogue.substitutes import SUBSTITUTES
 from profiler.model import (
     Capability,
@@ -84,19 +84,6 @@ def seccomp_requirements(missing: Iterable[RawCall]) -> tuple[Requirement, ...]:
     return _merged(needs)
 
 
-def _site(check: KernelCheck, observation: Observation) -> Site | None:
-    for row in SITES:
-        if (
-            (row.capability is None or row.capability == check.capability)
-            and check.site in row.functions
-            and (not row.calls or observation.call in row.calls)
-            and (not row.words or not row.words.isdisjoint(observation.args))
-            and (not row.within or not row.within.isdisjoint(name.partition(".")[0] for name in check.stack))
-        ):
-            return row
-    return None
-
-
 def _alternatives(check: KernelCheck, grantable: frozenset[str]) -> tuple[frozenset[Privilege], ...]:
     names = [check.capability]
     for row in SUBSTITUTES:
@@ -111,7 +98,7 @@ def _of_checks(observation: Observation, grantable: frozenset[str], owners: Cont
     for check in observation.checks:
         if not check.granted or check.borrowed or _of_other_namespace(check, observation, owners):
             continue
-        site = _site(check, observation)
+        site = site_of(check, observation.call, observation.args)
         alternatives = _alternatives(check, grantable)
         if not alternatives or (check.capability, check.site, site) in seen:
             continue

@@ -85,6 +85,7 @@ class Recorder:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self.recording = False
+        self.passed_over: set[int] = set()  # threads whose calls are, for now, not their own
         self.foreign = False  # whether a call by the 32-bit table was seen
         self.failure: BaseException | None = None
         listener.wake_on(self._wake)
@@ -160,7 +161,7 @@ class Recorder:
             self._on_progress(time.monotonic() - self._began, self._raw.total)
 
     def _answer(self, notification: Notification) -> None:
-        if not self.recording:
+        if not self.recording or notification.pid in self.passed_over:
             self._listener.go_on(notification.id)
             return
         now = time.monotonic_ns()

@@ -28,6 +28,7 @@ from profiler.kernel.notify import Listener
 from profiler.kernel.steer import Steered
 from profiler.model import Called, Outcome, Process, Stopped, Trace
 from profiler.signals import Ended
+from profiler.tracer.denial.denial import Denial, Denying
 from profiler.tracer.devices import DeviceWatch
 from profiler.tracer.executed import ExecutedFiles
 from profiler.tracer.ledger import Ledger
@@ -68,6 +69,7 @@ def trace(
     on_progress: Progress | None = None,
     interruptible: Interruptible = contextlib.nullcontext,
     every_call: bool = False,
+    denying: Denying | None = None,
 ) -> Trace:
     """Trace `run`, which is held at its gate, to its end, and close it.
 
@@ -76,13 +78,15 @@ def trace(
     `on_progress(seconds, calls)` is called about once a second, on another thread. An interruption while the workload
     runs (`interruptible`) ends the run and not us; but a workload that dies of it takes us along (`Ended`).
     `every_call`: the trace names every system call that was made (`Trace.called`), whether or not it is stopped.
+    `denying`: the workload has no capability in effect but those named there, and is given each that it is refused for
+    (`Trace.denial`); NotDeniableError where it cannot be run so.
     Raises ProfilerError (ExecutionError, TraceeEndedError, HostError) and whatever a thread of ours failed with; the
     workload is then killed and nothing of it is left.
     """
     with ExitStack() as stack:
         stack.callback(run.close)
         stack.enter_context(_quick_switches())
-        session = stack.enter_context(_Session(run, extra_calls - STEERING, on_progress, every_call))
+        session = stack.enter_context(_Session(run, extra_calls - STEERING, on_progress, every_call, denying))
         session.steer()
         outcome = session.live(timeout, service, interruptible)
         return session.trace(outcome)
@@ -119,7 +123,12 @@ class _Session:
     """What one traced run holds. A context manager: leaving it with an exception kills the workload."""
 
     def __init__(
-        self, run: TracedRun, extra_calls: frozenset[str], on_progress: Progress | None, every_call: bool
+        self,
+        run: TracedRun,
+        extra_calls: frozenset[str],
+        on_progress: Progress | None,
+        every_call: bool,
+        denying: Denying | None,
     ) -> None:
         self._run = run
         self._pid = run.caught.pid
@@ -129,6 +138,8 @@ class _Session:
         self._steered: Steered | None = None
         self._witness: CheckWitness | None = None
         self._every_call = every_call
+        self._denying = denying
+        self._denial: Denial | None = None
         self._calls: CallWitness | None = None
         self._losses: dict[str, int] = {}
         self._notes: list[str] = []
@@ -211,7 +222,8 @@ class _Session:
 
     def _open_witness(self) -> CheckWitness | None:
         try:
-            return self._stack.enter_context(CheckWitness(catalogue().calls.keys() | self._extra_calls))
+            calls = catalogue().calls.keys() | self._extra_calls
+            return self._stack.enter_context(CheckWitness(calls, denied=self._denying is not None))
         except HostError as error:
             self._losses["no_kernel_witness"] = 1
             self._notes.append(f"the kernel's capability checks are not seen: {error.message}")
@@ -240,14 +252,30 @@ class _Session:
         self._steered.reduce(caught.credentials, caught.capabilities)
         if self._witness is not None:
             self._witness.arm(self._pid)
-            self._witness.start(self._feed, self._raw.awaiting)
+            self._witness.only_awaited(self._raw.awaiting)
+        if self._denying is not None:
+            self._denial = denial = Denial(
+                self._pid, self._denying, self._witness, self._feed, self._recorder.passed_over
+            )
+            self._stack.callback(denial.finish)
+            self._steered.detach()  # it is seized anew by the thread that will oversee it
+            self._steered = denial.begin(caught.argv, caught.env, self._executed)
+            return
+        if self._witness is not None:
+            self._witness.start(self._feed)
         self._steered.execute(caught.argv, caught.env)
-        if self._calls is not None:  # it is stopped before its first instruction
+        self._executed()
+
+    def _executed(self) -> None:
+        """The workload is stopped before its first instruction."""
+        if self._calls is not None:
             self._calls.start(self._pid, self._callers.of(self._pid).exe)
         self._recorder.record()
         self._began = time.monotonic()
 
     def _feed(self, events: Sequence[Event]) -> None:
+        if self._denial is not None:
+            self._denial.feed(events)
         self._ledger.feed(events)
         self._raw.feed(events)
         self._family.feed(events)
@@ -262,7 +290,7 @@ class _Session:
         self._stack.callback(stopper.finish)
         with interruptible(stopper.interrupt):
             stopper.start()
-            self._steered.hold()
+            (self._denial or self._steered).hold()
             self._over.set()
             interrupted = stopper.interrupted(time.monotonic())
             self._raise_failure()
@@ -271,6 +299,8 @@ class _Session:
             if not self._recorder.wait(patience):
                 self._losses["outlived"] = 1
                 self._notes.append("processes of the workload outlived it and were not watched to their end")
+            if self._denial is not None:
+                self._denial.finish()
             stopper.finish()
         if stopper.timed_out or outcome.timed_out:
             self._losses["timeout"] = 1
@@ -319,6 +349,8 @@ class _Session:
         self._raise_failure()
         if self._witness is not None:
             self._witness.stop()
+            if self._denial is not None:  # the witness had no thread of its own
+                self._feed(self._witness.read(final=True))
             lost = self._witness.losses()
             self._losses.update(lost)
             self._knows_family = not lost
@@ -339,6 +371,7 @@ class _Session:
             outcome.files,
             self._called(),
             self._sysctls.values(one for one in observations if one.call in OPENS_FOR_WRITING),
+            self._denial.finished() if self._denial is not None else None,
         )
 
     def _called(self) -> Called | None:

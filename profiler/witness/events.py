@@ -318,11 +318,14 @@ class Classifier:
     always asks about (security/commoncap.c, `cap_vm_enough_memory`). It is granted *from above* to a credential of the
     first one: to the other's owner, whatever it holds, or to who holds the capability (cap_capable_helper).
 
-    `home` is the address of the first user namespace, where it is known beforehand. `unanswered` counts checks whose
-    kretprobe was missed (too many at a time).
+    `home` is the address of the first user namespace, where it is known beforehand. `denied` tells of a denied run, in
+    which the workload's own credentials change all the time: an opener's count as the task's own, since they differ
+    only in what was taken away, and so does what is refused in overlayfs (whose mounter is refused nothing, or is such
+    a task). `unanswered` counts checks whose kretprobe was missed (too many at a time).
     """
 
-    def __init__(self, home: int | None = None) -> None:
+    def __init__(self, home: int | None = None, *, denied: bool = False) -> None:
+        self._denied = denied
         self.unanswered = 0
         self._own: dict[int, int] = {}
         self._stale: set[int] = set()  # tasks that may have taken other credentials since
@@ -385,8 +388,8 @@ class Classifier:
                 self._stale.add(event.pid)
         elif info.overlay:
             own = self._own.get(event.pid)
-            borrowed = own is None or own != event.cred
-        elif info.opener and event.pid not in self._stale:
+            borrowed = (own is None or own != event.cred) and (granted or not self._denied)
+        elif info.opener and event.pid not in self._stale and not self._denied:
             borrowed = self._own.get(event.pid, event.cred) != event.cred
         foreign = self._home is not None and event.target_ns != self._home
         above = foreign and granted and event.held_in == self._home

@@ -79,12 +79,14 @@ class CheckWitness:
 
     `calls` are the system calls (table names) whose ends shall be seen; `absent` those of them that this kernel does
     not have (it makes an event of each call that it implements: SYSCALL_METADATA of include/linux/syscalls.h).
-    `buffer_kib` is a processor's buffer. HostError on entering where checks cannot be seen.
+    `buffer_kib` is a processor's buffer, `denied` as in `Classifier`. HostError on entering where checks cannot be
+    seen.
     """
 
     probe = staticmethod(probe)
 
-    def __init__(self, calls: Iterable[str] = (), *, buffer_kib: int = BUFFER_KIB) -> None:
+    def __init__(self, calls: Iterable[str] = (), *, buffer_kib: int = BUFFER_KIB, denied: bool = False) -> None:
+        self._denied = denied
         self._calls = sorted(set(calls))
         self._buffer_kib = buffer_kib
         self._symbols = _SYMBOLS
@@ -113,7 +115,7 @@ class CheckWitness:
         self._root = tracing.tracefs()
         self.kind = _kind(self._root)
         self._symbols.refresh()
-        self._classifier = Classifier(self._symbols.first_namespace)
+        self._classifier = Classifier(self._symbols.first_namespace, denied=self._denied)
         with tracing.setting_up(self.close):
             self._prepare()
         return self
@@ -241,6 +243,19 @@ class CheckWitness:
             self._decoder.flush(raw)
         return self._finish_round(raw, None if final else watermark)
 
+    def present(self) -> list[Event]:
+        """The events up to now, without a margin: all of every task that is stopped. Those of different tasks may come
+        out of the order of time over several calls of this method."""
+        raw, self._carried = self._carried, []
+        for cpu, pipe in enumerate(self._pipes):
+            while self._drain(cpu, pipe, raw) is not None:
+                pass
+        return self._finish_round(raw, None)
+
+    def only_awaited(self, awaited: Container[int]) -> None:
+        """Tell the ends of system calls for the tasks in `awaited` alone; it is asked on the reading thread."""
+        self._decoder.awaited = awaited
+
     def _drain(self, cpu: int, pipe: int, raw: list[Raw]) -> int | None:
         """Read one processor's pages; None when it is empty, else the time of the last event read."""
         last = 0
@@ -269,12 +284,8 @@ class CheckWitness:
             events.append(self._classifier.accounting(time.monotonic_ns(), count, info))
         return events
 
-    def start(self, sink: Callable[[Sequence[Event]], None], awaited: Container[int] | None = None) -> None:
-        """Read in a thread of our own and hand every batch to `sink` (`Ledger.feed`), until `stop`.
-
-        `awaited` are the tasks of which the ends of system calls are wanted; it is asked on that thread.
-        """
-        self._decoder.awaited = awaited
+    def start(self, sink: Callable[[Sequence[Event]], None]) -> None:
+        """Read in a thread of our own and hand every batch to `sink` (`Ledger.feed`), until `stop`."""
         self._thread = threading.Thread(target=self._run, args=(sink,), name="check-witness", daemon=True)
         self._thread.start()
 

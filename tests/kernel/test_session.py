@@ -221,7 +221,7 @@ def test_a_failing_listener_ends_the_run_with_its_error(tmp_path: Path, monkeypa
 
 
 def test_without_a_witness_the_calls_are_still_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise HostError("no tracefs", "mount it")
 
     monkeypatch.setattr(session, "CheckWitness", missing)
