@@ -31,7 +31,7 @@ from profiler.errors import (
     UsageError,
     WorkloadError,
 )
-from profiler.options import DEFAULT_PROVE_BUDGET, Network, Options, Prove, Seccomp, duration
+from profiler.options import DEFAULT_PROVE_BUDGET, Network, Options, Prove, Seccomp, Tracer, duration
 from profiler.output import check_writable
 from profiler.report import explain as evidence
 from profiler.report import lines, manifest, table
@@ -168,6 +168,14 @@ def capprofile(debug: bool) -> None:
     "else (Docker only), or use no filter.",
 )
 @click.option(
+    "--tracer",
+    type=click.Choice([choice.value for choice in Tracer]),
+    default=Tracer.WATCH.value,
+    show_default=True,
+    help="How the first run finds what is needed: it has every privilege and is watched, or it has no capability and "
+    "makes each refused call again with the one that it was refused for, which is slower and leaves less to reruns.",
+)
+@click.option(
     "--network",
     type=click.Choice([choice.value for choice in Network]),
     default=Network.PRIVATE.value,
@@ -194,6 +202,7 @@ def run(
     compare_output: bool,
     expect: tuple[str, ...],
     seccomp: str,
+    tracer: str,
     network: str,
     quiet: bool,
     command: tuple[str, ...],
@@ -221,6 +230,7 @@ def run(
         compare_output=compare_output,
         expect=expect,
         seccomp=Seccomp(seccomp),
+        tracer=Tracer(tracer),
         network=Network(network),
         quiet=quiet,
     )

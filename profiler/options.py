@@ -24,6 +24,13 @@ class Seccomp(enum.StrEnum):
     UNCONFINED = "unconfined"  # no filter at all
 
 
+class Tracer(enum.StrEnum):
+    """How the first run shows what the workload needs."""
+
+    WATCH = "watch"  # it has every privilege, and what is asked for is watched
+    DENY = "deny"  # it has no capability, and is given each that a call is refused for
+
+
 class Network(enum.StrEnum):
     """Which network the embedded sandbox gives the workload."""
 
@@ -58,6 +65,7 @@ class Options:
     check_inside: str | None = None  # the same inside a service's container
     compare_output: bool = False  # stdout must be as in another run with every privilege
     expect: tuple[str, ...] = ()  # files, as the workload names them, that a run must produce as the traced one did
+    tracer: Tracer = Tracer.WATCH
     seccomp: Seccomp = Seccomp.PROFILE
     network: Network = Network.PRIVATE
     quiet: bool = False  # no progress lines, only the report
@@ -85,6 +93,11 @@ class Options:
         if self.run_for is not None and self.timeout is not None and self.timeout <= self.run_for:
             raise UsageError(
                 "--timeout ends the run before --for does", "make --timeout longer than --for, or leave it out"
+            )
+        if self.tracer is Tracer.DENY and self.seccomp is Seccomp.OBSERVED:
+            raise UsageError(
+                "--tracer deny makes calls of its own in the workload, which --seccomp observed would take for its",
+                "leave one of them out",
             )
         service = self.run_for is not None or self.until_healthy
         if self.check_inside is not None and not service:

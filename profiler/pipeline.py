@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiler import confining, observing
+from profiler import confining, denying, observing
 from profiler.catalogue.calls import catalogue
 from profiler.catalogue.dangers import weight
 from profiler.catalogue.safer import advice
@@ -24,6 +24,7 @@ from profiler.criteria import (
 )
 from profiler.errors import UnverifiedError
 from profiler.harness.interface import Announce, Sandbox, Service
+from profiler.merging import merged
 from profiler.model import (
     AllowList,
     Called,
@@ -41,7 +42,7 @@ from profiler.model import (
     Verdict,
     needs_profile,
 )
-from profiler.options import Options, Prove, Seccomp
+from profiler.options import Options, Prove, Seccomp, Tracer
 from profiler.profiles import Profiles, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
@@ -52,6 +53,7 @@ from profiler.synthesizer.judge import asked_for, judged
 from profiler.synthesizer.named import named
 from profiler.synthesizer.reduce import doubted, reduce, stand_ins
 from profiler.synthesizer.unconfined import less_confined
+from profiler.tracer.denial.denial import Denying
 from profiler.tracer.recorder import Progress
 from profiler.tracer.session import Interruptible
 from profiler.tracer.session import trace as traced
@@ -119,24 +121,28 @@ class _Case:
         traces = []
         for number in range(1, self.options.repeat + 1):
             again = f", run {number} of {self.options.repeat}" if self.options.repeat > 1 else ""
-            self.announce(f"tracing the workload with every privilege{again}")
-            service = service_of(self.options)
-            traces.append(
-                self._traced(
-                    self.broad,
-                    service,
-                    extra,
-                    quiet=number > 1,
-                    interruptible=first_interrupt,
-                    every_call=self.options.seccomp is Seccomp.OBSERVED,
-                )
+            run = functools.partial(
+                self._traced,
+                self.broad,
+                service_of(self.options),
+                extra,
+                quiet=number > 1,
+                interruptible=first_interrupt,
+                every_call=self.options.seccomp is Seccomp.OBSERVED,
             )
+            trace = None
+            if self.options.tracer is Tracer.DENY:
+                trace = denying.traced(self.sandbox, self.options, self.facts.grantable, run, self.announce)
+                run.keywords["quiet"] = True  # what it prints has been seen
+            else:
+                self.announce(f"tracing the workload with every privilege{again}")
+            traces.append(trace or run())
             if traces[-1].interrupted is not None:
                 self._interrupted(traces[-1])
             elif self.options.run_for is not None and traces[-1].stopped is None:
                 self.announce("it ended by itself before that time: profiled as a command that ends")
             judge_traced(self.options, traces[-1])
-        return _merged(traces, self.options.exit_code)
+        return merged(traces, self.options.exit_code)
 
     def _interrupted(self, trace: Trace) -> None:
         """Ctrl-C has ended the service, which so has done what it should."""
@@ -151,15 +157,18 @@ class _Case:
         quiet: bool = True,
         interruptible: Interruptible = contextlib.nullcontext,
         every_call: bool = False,
+        denying: Denying | None = None,
+        timeout: float | None = None,
     ) -> Trace:
         return traced(
             self.sandbox.start(recipe, quiet=quiet),
             extra_calls=extra_calls,
-            timeout=self.options.timeout,
+            timeout=timeout or self.options.timeout,
             service=service,
             on_progress=None if quiet or service is not None else self._hint(),
             interruptible=interruptible,
             every_call=every_call,
+            denying=denying,
         )
 
     def _hint(self) -> Progress:
@@ -222,8 +231,15 @@ class _Case:
         investigate = functools.partial(self._denied, trace)
         guessed = named(self.sandbox.command(), trace, self.facts.grantable)
         try:
-            broad = self._ways_out()
-            return passing(bench, candidates, broad, order=weight, investigate=investigate, guessed=guessed)
+            return passing(
+                bench,
+                candidates,
+                self._ways_out(),
+                order=weight,
+                investigate=investigate,
+                guessed=guessed,
+                deny=functools.partial(self._missing, trace) if len(self.facts.witnesses) > 1 else None,
+            )
         except UnverifiedError as error:
             if self.options.seccomp is Seccomp.UNCONFINED:
                 raise
@@ -275,6 +291,11 @@ class _Case:
         if not rows or bound:
             return None
         return divergence(rows, self._traced(recipe, service_again(self.options, trace), calls_of(rows)))
+
+    def _missing(self, trace: Trace, rerun: Rerun) -> Recipe:
+        limit = time_limit(self.options, trace) * denying.SLOWER
+        run = functools.partial(self._traced, self.broad, service_again(self.options, trace), timeout=limit)
+        return denying.missing(self.sandbox, self.options, rerun.recipe, self.facts.grantable, run, self.announce)
 
     def _denied(self, trace: Trace, rerun: Rerun) -> Recipe:
         self.announce("watching the failing run to see what it is denied")
@@ -375,26 +396,3 @@ def _answered_by(row: Requirement, recipe: Recipe) -> Privilege | None:
 
 def _observations(row: Requirement) -> list[Observation]:
     return [piece for piece in row.evidence if isinstance(piece, Observation)]
-
-
-def _merged(traces: Sequence[Trace], exit_code: int) -> Trace:
-    """Several runs' traces as one: all that any of them showed. `exit_code` is that of a run that went well."""
-    if len(traces) == 1:
-        return traces[0]
-    losses: dict[str, int] = {}
-    for trace in traces:
-        for name, count in trace.losses.items():
-            losses[name] = losses.get(name, 0) + count
-    return dataclasses.replace(
-        traces[-1],
-        observations=tuple(o for trace in traces for o in trace.observations),
-        devices=tuple(d for trace in traces for d in trace.devices),
-        raw_calls=tuple(c for trace in traces for c in trace.raw_calls),
-        losses=losses,
-        exit_code=next((t.exit_code for t in traces if t.exit_code != exit_code), exit_code),
-        notes=tuple(dict.fromkeys(note for trace in traces for note in trace.notes)),
-        stopped=next((t.stopped for t in traces if t.stopped is not None), None),
-        called=observing.merged(trace.called for trace in traces),
-        sysctls={key: value for trace in traces for key, value in trace.sysctls.items()},
-        interrupted=max((t.interrupted for t in traces if t.interrupted is not None), default=None),
-    )

@@ -9,10 +9,11 @@ from profiler.harness.interface import Sandbox
 from profiler.model import Doubt, Recipe, Requirement, SecurityOption, Syscalls, Trace, capability_names
 from profiler.options import Seccomp
 from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements
+from profiler.synthesizer.denials import requirements_of
 from profiler.synthesizer.parameters import with_sysctls
 from profiler.synthesizer.pools import pools_of
 from profiler.synthesizer.reduce import reduce
-from profiler.synthesizer.requirements import requirements, seccomp_requirements
+from profiler.synthesizer.requirements import seccomp_requirements
 from profiler.witness.filter import EngineFilter, missing_calls
 from profiler.witness.nodes import present
 
@@ -27,7 +28,7 @@ class Understanding:
         self._trace = trace
         self._seccomp = seccomp
         confined = bool(sandbox.image()[0])
-        self._rows: tuple[Requirement, ...] = requirements(
+        self._rows: tuple[Requirement, ...] = requirements_of(
             trace, grantable, pools_of(trace, present), confined=confined
         )
         if APPARMOR_UNCONFINED in sandbox.broad():

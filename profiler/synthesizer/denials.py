@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 
+from profiler.catalogue.sites import SUBSET_RULE
 from profiler.catalogue.substitutes import SUBSTITUTES
 from profiler.model import Capability, Doubt, KernelCheck, Observation, Recipe, Requirement, Trace, capability_names
 from profiler.synthesizer.pools import Pools
 from profiler.synthesizer.reduce import Weight, reduce
-from profiler.synthesizer.requirements import requirements
+from profiler.synthesizer.requirements import Evidence, requirements
 
 
 def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weight) -> Recipe:
@@ -34,6 +35,48 @@ def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weig
         if missing:
             return missing
     return frozenset()
+
+
+def requirements_of(
+    trace: Trace, grantable: frozenset[str], pools: Pools, *, confined: bool
+) -> tuple[Requirement, ...]:
+    """As `requirements`, for a denied run as well: there a capability is needed by a call that was refused for it and
+    made again with it, and perhaps by one that asked for it, was refused, and succeeded all the same.
+
+    What was granted is granted only where it was given before, or where no refusal could be seen in the result.
+    """
+    if trace.denial is None:
+        return requirements(trace, grantable, pools, confined=confined)
+    given = {refusal.capability for refusal in trace.denial.refusals}
+    shown: dict[Observation, Observation] = {}  # what the rules read, and what the evidence shall show in its place
+    for refusal in trace.denial.refusals:
+        checks = tuple(
+            dataclasses.replace(check, granted=True)
+            for check in refusal.observation.checks
+            if check.capability == refusal.capability and not check.granted
+        )
+        shown[dataclasses.replace(refusal.observation, result=refusal.again, checks=checks)] = refusal.observation
+    for observation in trace.observations:
+        granted = tuple(check for check in observation.checks if check.granted and not _lent(check, given))
+        shown[dataclasses.replace(observation, checks=granted)] = observation
+        silent = tuple(
+            dataclasses.replace(check, granted=True) for check in observation.checks if check in trace.denial.withheld
+        )
+        if silent:
+            shown[dataclasses.replace(observation, result=-1, checks=silent)] = observation
+    rows = requirements(dataclasses.replace(trace, observations=tuple(shown)), grantable, pools, confined=confined)
+    return tuple(
+        dataclasses.replace(row, evidence=tuple(_restored(piece, shown) for piece in row.evidence)) for row in rows
+    )
+
+
+def _lent(check: KernelCheck, given: Container[str]) -> bool:
+    """Granted for the time of one call, since only an effective set that is kept down is refused there."""
+    return check.site == SUBSET_RULE and check.capability not in given
+
+
+def _restored(piece: Evidence, shown: Mapping[Observation, Observation]) -> Evidence:
+    return shown.get(piece, piece) if isinstance(piece, Observation) else piece
 
 
 def refusals(trace: Trace, requirement: Requirement) -> tuple[Observation, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from profiler.errors import UnverifiedError
 from profiler.model import Privilege, Recipe, Rerun
 from profiler.verifier.bench import Bench
 
+FEW: Final = 2  # members in doubt that are tried at once, since their removals cost no more than another way
 Investigate = Callable[[Rerun], frozenset[Privilege]]  # what a failing rerun, watched, was denied
 
 
@@ -19,21 +21,30 @@ def passing(
     order: Callable[[Privilege], int],
     investigate: Investigate,
     guessed: Recipe = frozenset(),
+    deny: Investigate | None = None,
 ) -> Recipe:
     """The first of `candidates` (the leanest first) with which the workload passes; where none does, the last one
     completed: by what its failing run, watched, was denied, else by all that is `guessed`, or else by halving what is
     left of `broad`.
 
+    `deny` tells all at once what the workload was refused beyond a recipe that failed, by one run: that is what the
+    recipe is completed with where the next candidate holds more than `FEW` members more, which removal would have to
+    try, or where there is none.
+
     `order` sorts what is added blindly, the least dangerous first. Raises UnverifiedError when the workload does not
     pass in a rerun with every privilege either.
     """
-    tried: list[Rerun] = []
-    for recipe in dict.fromkeys(candidates):
-        rerun = bench.run(recipe, "verify")
-        if rerun.passed:
-            return recipe
-        tried.append(rerun)
-    last = tried[-1]
+    left = list(dict.fromkeys(candidates))
+    last = bench.run(left.pop(0), "verify")
+    while not last.passed and (left or deny is not None):
+        if deny is not None and (not left or len(left[0] - last.recipe) > FEW):
+            found, deny = deny(last), None
+            if not found <= last.recipe:
+                last = bench.run(last.recipe | found, "complete")
+        else:
+            last = bench.run(last.recipe | left.pop(0), "verify")
+    if last.passed:
+        return last.recipe
     for _ in range(3):
         denied = investigate(last) & broad
         if denied <= last.recipe:

@@ -102,15 +102,17 @@ def main() -> int:
     """Measure what the command line asks for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-prove", action="store_true")
+    parser.add_argument("--tracer", default="watch", help="passed on to capprofile")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
+    options = ["--no-prove" if arguments.no_prove else "--prove", "--tracer", arguments.tracer]
     rows = []
     with tempfile.TemporaryDirectory(prefix="capprofile-accuracy-") as scratch:
         keep = arguments.keep or Path(scratch)
         keep.mkdir(parents=True, exist_ok=True)
         for entry in workloads(arguments.names):
-            rows.append(measure(entry, ["--no-prove" if arguments.no_prove else "--prove"], keep))
+            rows.append(measure(entry, options, keep))
             print(rows[-1], flush=True)
     exact = [row for row in rows if row.verdict == "exact"]
     found = [row for row in rows if row.reruns]
