@@ -56,8 +56,10 @@ def _lets(privilege: Privilege) -> str:
             return ALLOWS.get(name, "something that this program does not know yet")
         case Device(path, access):
             return f"use the device node {path} ({access})"
-        case DeviceClass():
-            return f"use any device node of {privilege.label}"
+        case DeviceClass(kind, major, minor, access) if minor is not None:
+            return f"use the device {kind} {major}:{minor} ({access}), whatever path its node has"
+        case DeviceClass(kind, major, _, access):
+            return f"use any device {kind} {major}:* ({access})"
         case Syscalls(names):
             return f"make the system calls {', '.join(names)}, which the engine's default filter denies"
         case AllowList(names):
