@@ -51,6 +51,7 @@ if [ -e "$guest/root.img" ]; then
     echo "$guest"
     exit 0
 fi
+rm -rf "$CACHE"/.build-* # what a builder left that was killed: there is no other one
 work=$(mktemp -d "$CACHE/.build-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
