@@ -76,9 +76,13 @@ class Syscalls:
 
 @dataclass(frozen=True, order=True)
 class AllowList:
-    """No privilege but a bound: only these system calls may be made, as far as the recipe's filter allows them."""
+    """No privilege but a bound: only these system calls may be made, as far as the recipe's filter allows them.
+
+    `i386` tells that some were made by the table of 32-bit programs. A profile has one rule for a name in every table.
+    """
 
     names: tuple[str, ...]
+    i386: bool = False
 
     @property
     def label(self) -> str:
@@ -126,10 +130,9 @@ def opened_calls(recipe: Recipe) -> frozenset[str]:
     return frozenset(name for privilege in recipe if isinstance(privilege, Syscalls) for name in privilege.names)
 
 
-def only_calls(recipe: Recipe) -> frozenset[str] | None:
-    """The system calls that a recipe allows at most; None where it sets no bound."""
-    lists = [privilege.names for privilege in recipe if isinstance(privilege, AllowList)]
-    return frozenset(name for names in lists for name in names) if lists else None
+def only_calls(recipe: Recipe) -> AllowList | None:
+    """The system calls that a recipe allows at most; None where it sets no bound. It has one bound at most."""
+    return next((privilege for privilege in recipe if isinstance(privilege, AllowList)), None)
 
 
 def needs_profile(recipe: Recipe) -> bool:
@@ -233,13 +236,14 @@ class RawCall:
 class Called:
     """The system calls of a workload by name, each with the program that was seen to make it first (empty: unknown).
 
-    `lost` counts what was not seen; `foreign` tells of calls by another table than x86-64's (32-bit programs), which
-    are not among these names.
+    `programs` are by the table of x86-64, `i386` by that of 32-bit programs. `lost` counts what was not seen; `foreign`
+    tells of calls by another table (x32), which are not among these names.
     """
 
     programs: Mapping[str, str]
     lost: int = 0
     foreign: bool = False
+    i386: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -409,16 +413,23 @@ class Rerun:
 @dataclass(frozen=True)
 class Observed:
     """What an allow-list holds and why: calls of the workload with the program that was seen to make each first, calls
-    that the engine's runtime makes before it, and those that happen or not with timing, each with its reason."""
+    that the engine's runtime makes before it, and those that happen or not with timing, each with its reason. `i386`
+    are those that 32-bit programs of the workload make, by the names of their own table."""
 
     workload: Mapping[str, str]
     runtime: tuple[str, ...]
     incidental: Mapping[str, str]
+    i386: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them, sorted."""
-        return tuple(sorted({*self.workload, *self.runtime, *self.incidental}))
+        return tuple(sorted({*self.workload, *self.runtime, *self.incidental, *self.i386}))
+
+    @property
+    def bound(self) -> AllowList:
+        """The list for a recipe."""
+        return AllowList(self.names, bool(self.i386))
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ watched. A rerun decides whether the list is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
-from profiler.catalogue.incidental import INCIDENTAL
+from profiler.catalogue.incidental import INCIDENTAL, INCIDENTAL_I386
 from profiler.errors import HostError
 from profiler.harness.interface import Announce, Sandbox
-from profiler.model import AllowList, Called, Observed, Recipe, capability_names, opened_calls
+from profiler.kernel.bpf import AUDIT_ARCH_I386
+from profiler.model import Called, Observed, Recipe, capability_names, opened_calls
 from profiler.verifier.bench import Bench
 from profiler.witness.filter import EngineFilter, names
 from profiler.witness.recording import ENTER, EXEC, LEAVE, NEWTASK, Recording, in_order
@@ -43,7 +45,8 @@ def merged(parts: Iterable[Called | None]) -> Called | None:
     for part in called:
         for name, program in part.programs.items():
             programs[name] = programs.get(name) or program
-    return Called(programs, sum(part.lost for part in called), any(part.foreign for part in called))
+    lost, foreign = sum(part.lost for part in called), any(part.foreign for part in called)
+    return Called(programs, lost, foreign, {name: by for part in called[::-1] for name, by in part.i386.items()})
 
 
 def allow_list(
@@ -71,13 +74,18 @@ def allow_list(
         if again.lost:
             why = f"{again.lost} events of system calls were lost"
             continue
-        if tried and again.programs.keys() <= called.programs.keys():
+        if tried and again.programs.keys() <= called.programs.keys() and again.i386.keys() <= called.i386.keys():
             break
-        called = Called({**again.programs, **called.programs}, 0, called.foreign or again.foreign)
+        called = Called(
+            {**again.programs, **called.programs},
+            0,
+            called.foreign or again.foreign,
+            {**again.i386, **called.i386},
+        )
         if called.foreign:
-            return "the workload makes 32-bit system calls, which it would not cover"
+            return "the workload makes system calls of x32, which it would not cover"
         observed = _observed(called, runtime, allowed)
-        rerun = bench.run(recipe | {AllowList(observed.names)}, "with the observed calls alone")
+        rerun = bench.run(recipe | {observed.bound}, "with the observed calls alone")
         if rerun.passed:
             return observed
         tried = True
@@ -85,17 +93,31 @@ def allow_list(
     return why
 
 
-def _observed(called: Called, runtime: frozenset[str], allowed: frozenset[str]) -> Observed:
+@dataclass(frozen=True)
+class _Allowed:
+    """The calls that the recipe's profile allows, for some arguments at least: of x86-64, and of 32-bit programs."""
+
+    native: frozenset[str]
+    i386: frozenset[str]
+
+
+def _observed(called: Called, runtime: frozenset[str], allowed: _Allowed) -> Observed:
     """What of all this the recipe's own profile allows, each call with the first of its reasons."""
-    workload = {name: program for name, program in called.programs.items() if name in allowed}
-    others = {name: why for name, why in INCIDENTAL.items() if name in allowed - runtime and name not in workload}
-    return Observed(workload, tuple(sorted(runtime & allowed)), others)
+    workload = {name: program for name, program in called.programs.items() if name in allowed.native}
+    others = {name: why for name, why in INCIDENTAL.items() if name in allowed.native - runtime - workload.keys()}
+    i386 = {name: program for name, program in called.i386.items() if name in allowed.i386}
+    if i386:
+        others |= {name: why for name, why in INCIDENTAL_I386.items() if name in allowed.i386 - i386.keys()}
+    return Observed(workload, tuple(sorted(runtime & allowed.native)), others, i386)
 
 
-def _allowed(sandbox: Sandbox, recipe: Recipe) -> frozenset[str]:
-    """The calls that the recipe's profile allows, for some arguments at least."""
+def _allowed(sandbox: Sandbox, recipe: Recipe) -> _Allowed:
     program = sandbox.filter_of(capability_names(recipe))
-    return opened_calls(recipe) | (EngineFilter(program).ever_allowed() if program is not None else frozenset())
+    opened = opened_calls(recipe)
+    if program is None:
+        return _Allowed(opened, opened)
+    engine_filter = EngineFilter(program)
+    return _Allowed(opened | engine_filter.ever_allowed(), opened | engine_filter.ever_allowed(AUDIT_ARCH_I386))
 
 
 def runtime_calls(sandbox: Sandbox, recipe: Recipe) -> frozenset[str] | None:

@@ -223,7 +223,7 @@ class _Case:
         if self.sandbox.health_check() and not self.options.until_healthy:
             unseen = "the observed calls were not tried with the engine's health checks, which are confined, too"
             trace = dataclasses.replace(trace, notes=(*trace.notes, unseen))
-        recipe |= {AllowList(found.names)}
+        recipe |= {found.bound}
         return trace, dataclasses.replace(verdict, recipe=recipe, runs=bench.runs, observed=found)
 
     def _passing(self, trace: Trace, bench: Bench, candidates: Sequence[Recipe]) -> Recipe:

@@ -12,7 +12,7 @@ from typing import Self
 
 from profiler import output
 from profiler.leftovers import STATE, owner_tag
-from profiler.model import Recipe, capability_names, only_calls, opened_calls
+from profiler.model import AllowList, Recipe, capability_names, only_calls, opened_calls
 from profiler.witness.filter import profile_with
 
 
@@ -25,7 +25,7 @@ class Profiles:
     def __init__(self, filter_of: Callable[[frozenset[str]], bytes | None]) -> None:
         self._filter_of = filter_of
         self._directory = STATE / f"{owner_tag()}-seccomp"
-        self._known: dict[tuple[frozenset[str], frozenset[str], frozenset[str] | None], Path] = {}
+        self._known: dict[tuple[frozenset[str], frozenset[str], AllowList | None], Path] = {}
         self._lock = threading.Lock()  # reruns side by side ask at the same time
 
     def __enter__(self) -> Self:

@@ -179,6 +179,11 @@ def number_of(name: str, architecture: str = NATIVE) -> int | None:
     return _table(architecture).get(name)
 
 
+def every_number(architecture: str) -> frozenset[int]:
+    """The numbers of all calls that the architecture has."""
+    return frozenset(_table(architecture).values())
+
+
 def name_of(number: int, architecture: str = NATIVE) -> str:
     """The call's name; `syscall_NNN` for a number that no table here knows."""
     return _names(architecture).get(number, f"syscall_{number}")

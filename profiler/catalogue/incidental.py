@@ -45,3 +45,10 @@ INCIDENTAL: Final[dict[str, str]] = {
     "read": "Go empties the descriptor that woke its poller",
     "write": "Go wakes its poller through a descriptor",
 }
+# The same of 32-bit programs, where their table has another name for it.
+INCIDENTAL_I386: Final[dict[str, str]] = {
+    "sigreturn": "every signal handler ends with it",
+    "clock_gettime64": "the vDSO makes the call where it cannot read the clock itself",
+    "futex_time64": "a lock calls it only if another thread holds it",
+    "mmap2": "malloc and Go's heap grow only if nothing is free",
+}

@@ -120,6 +120,7 @@ def _observed(observed: Observed | None) -> dict[str, Any] | None:
         "workload": {name: clean(program) for name, program in sorted(observed.workload.items())},
         "runtime": list(observed.runtime),
         "incidental": dict(sorted(observed.incidental.items())),
+        "i386": {name: clean(program) for name, program in sorted(observed.i386.items())},
     }
 
 
@@ -262,7 +263,8 @@ class Manifest:
         if parts.get("syscalls"):
             members.add(Syscalls(tuple(parts["syscalls"])))
         if parts.get("observed"):
-            members.add(AllowList(tuple(parts["observed"]["syscalls"])))
+            observed = parts["observed"]
+            members.add(AllowList(tuple(observed["syscalls"]), bool(observed.get("i386"))))
         return frozenset(members)
 
 

@@ -120,7 +120,7 @@ def _meaning(report: Report) -> Iterator[tuple[str, str]]:
         yield "", f"a rerun passed if {' and '.join(passes)}"
     observed = report.verdict.observed
     if observed is not None:
-        own = len(observed.workload)
+        own = len({*observed.workload, *observed.i386})
         yield "", f"its seccomp profile allows {len(observed.names)} system calls, {own} of them seen in the workload"
 
 

@@ -10,15 +10,16 @@ import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from profiler.catalogue.calls import number_of
+from profiler.catalogue.calls import catalogue, number_of
 from profiler.errors import ProfilerError
 from profiler.kernel.bpf import AUDIT_ARCH_I386
 from profiler.kernel.notify import Listener, Notification
 from profiler.model import Process
-from profiler.tracer.calls import DecodedCall, decode
+from profiler.tracer.calls import DecodedCall, call_name, decode
 from profiler.tracer.decode.values import Tracee
 from profiler.tracer.devices import DeviceWatch
 from profiler.tracer.ledger import Ledger
@@ -69,6 +70,7 @@ class Recorder:
         self._follow = follow
         self._on_failure = on_failure
         self._on_progress = on_progress
+        self._foreign_numbers = catalogue().foreign_numbers()
         self._began = 0.0
         self._next_progress = 0.0
         self._notes: dict[str, dict[str, None]] = {}  # words, and the programs that they are about
@@ -86,7 +88,8 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self.recording = False
         self.passed_over: set[int] = set()  # threads whose calls are, for now, not their own
-        self.foreign = False  # whether a call by the 32-bit table was seen
+        self.i386: dict[str, str] = {}  # calls by the table of 32-bit programs: the program that made each first
+        self._i386_counts: Counter[tuple[int, int]] = Counter()  # by task and number
         self.failure: BaseException | None = None
         listener.wake_on(self._wake)
         if devices.fd is not None:
@@ -167,6 +170,9 @@ class Recorder:
         now = time.monotonic_ns()
         pid = notification.pid
         process = self._callers.of(pid)
+        if notification.arch == AUDIT_ARCH_I386 and self._is_counted_only(notification, process):
+            self._listener.go_on(notification.id)
+            return
         call = decode(notification, pid)
         # A pid of a thread that was killed meanwhile may be another's by now: then nothing that was read is its.
         if process.exe or self._listener.valid(notification.id):
@@ -175,7 +181,6 @@ class Recorder:
                 aside(notification, call, process)
             number: int | None = notification.number
             if notification.arch == AUDIT_ARCH_I386:
-                self.foreign = True
                 self._note("32-bit system calls, whose arguments are mostly not decoded, are made by", process)
                 number = number_of(call.name)  # an engine's filter is asked by x86-64 numbers
             self._ledger.call(pid, now, call.name, call.args, call.path, process)
@@ -183,6 +188,16 @@ class Recorder:
                 self._raw.call(pid, call, number, notification.args, time_ns=now, process=process)
         self._listener.go_on(notification.id)
         self._callers.after(pid, call.name)
+
+    def i386_calls(self, pid: int, number: int) -> int:
+        """How many calls of this number the task `pid` has made by the table of 32-bit programs. From any thread."""
+        return self._i386_counts[pid, number]
+
+    def _is_counted_only(self, notification: Notification, process: Process) -> bool:
+        """Count a 32-bit call before it goes on; whether it is notified for that alone."""
+        self._i386_counts[notification.pid, notification.number] += 1
+        self.i386.setdefault(call_name(notification.number, notification.arch), process.exe)
+        return notification.number not in self._foreign_numbers
 
     def _note(self, words: str, process: Process) -> None:
         self._notes.setdefault(words, {}).setdefault(process.exe or "a program that was not seen")

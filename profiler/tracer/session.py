@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Final, Self
 
-from profiler.catalogue.calls import FOREIGN, catalogue, number_of
+from profiler.catalogue.calls import FOREIGN, catalogue, every_number
 from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.errors import HostError
 from profiler.harness.interface import Service, TracedRun
@@ -47,12 +47,6 @@ LINGER_SECONDS: Final = 10.0  # for processes that outlive the run itself
 SWITCH_SECONDS: Final = 0.0002
 # Calls that steering itself makes before anybody answers the listener: they must not be notified.
 STEERING: Final = frozenset({"close"})
-# What a 32-bit program calls at its start or at its end: an event of raw_syscalls does not say whose table it is from.
-SIGNS_OF_FOREIGN: Final = frozenset(
-    number
-    for name in ("brk", "set_thread_area", "exit", "exit_group")
-    if (number := number_of(name, FOREIGN)) is not None
-)
 NR_PRCTL: Final = 157  # asm/unistd_64.h
 PR_SET_NO_NEW_PRIVS: Final = 38  # linux/prctl.h
 
@@ -199,7 +193,7 @@ class _Session:
         foreign = known.foreign_numbers()
         if self._every_call:
             self._calls = self._stack.enter_context(CallWitness())
-            foreign |= SIGNS_OF_FOREIGN
+            foreign = every_number(FOREIGN)  # an event of raw_syscalls does not say whose table it is from
         program = assemble(known.rules(self._extra_calls), foreign_numbers=foreign)
         self._callers = self._stack.enter_context(Callers(self._pid))
         self._devices = self._stack.enter_context(DeviceWatch(self._pid, self._who))
@@ -269,7 +263,7 @@ class _Session:
     def _executed(self) -> None:
         """The workload is stopped before its first instruction."""
         if self._calls is not None:
-            self._calls.start(self._pid, self._callers.of(self._pid).exe)
+            self._calls.start(self._pid, self._callers.of(self._pid).exe, self._recorder.i386_calls)
         self._recorder.record()
         self._began = time.monotonic()
 
@@ -377,8 +371,7 @@ class _Session:
     def _called(self) -> Called | None:
         if self._calls is None:
             return None
-        called = self._calls.finish()
-        return dataclasses.replace(called, foreign=called.foreign or self._recorder.foreign)
+        return dataclasses.replace(self._calls.finish(), i386=self._recorder.i386)
 
     def _complete(self, process: Process) -> Process | None:
         """Who used a device: None for a process that is not the workload's (a node may be shared with the host)."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import bisect
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -23,11 +25,15 @@ X32_BIT: Final = 0x40000000  # asm/unistd.h, __X32_SYSCALL_BIT
 ROUND_SECONDS: Final = 0.05
 QUICK_SECONDS: Final = 0.002  # after something new, of which there will be more events in the buffer
 
+ForeignCalls = Callable[[int, int], int]  # of a task and a number: how many
+
 
 class CallWitness:
     """A context manager over a recording of its own; one thread reads. HostError on entering as `Recording`."""
 
     def __init__(self, *, buffer_kib: int = BUFFER_KIB) -> None:
+        self._foreign_calls: ForeignCalls = lambda pid, number: 0
+        self._left_out: Counter[tuple[int, int]] = Counter()  # by task and number
         self._recording = Recording(ENTER, EXEC, NEWTASK, buffer_kib=buffer_kib)
         self._seen: set[int] = set()
         self._carried: list[Recorded] = []  # too young to be put in order
@@ -47,8 +53,14 @@ class CallWitness:
         self._join()
         self._recording.close()
 
-    def start(self, pid: int, program: str) -> None:
-        """Record from now on what `pid`, which executes `program`, and its descendants call."""
+    def start(self, pid: int, program: str, foreign_calls: ForeignCalls | None = None) -> None:
+        """Record from now on what `pid`, which executes `program`, and its descendants call.
+
+        The event has a call's number and does not say of which table it is. `foreign_calls` tells how many calls of a
+        number a task was seen to make by another table than x86-64's, before they went on: as many of its events are
+        left out, and are no reason to record that number no more.
+        """
+        self._foreign_calls = foreign_calls or self._foreign_calls
         self._programs[pid] = program
         self._recording.start((pid,))
         self._thread = threading.Thread(target=self._run, name="call-witness", daemon=True)
@@ -85,6 +97,7 @@ class CallWitness:
 
     def _take(self, events: list[Recorded], until: int | None) -> bool:
         """Take what was recorded up to `until` (ns; None: all of it). Whether there was a call not seen before."""
+        events = [event for event in events if not (isinstance(event, Entered) and self._is_foreign(event))]
         numbers_now = {event.number for event in events if isinstance(event, Entered)}
         new = not numbers_now <= self._seen
         self._seen |= numbers_now
@@ -100,3 +113,10 @@ class CallWitness:
             elif isinstance(event, Fork):
                 self._programs[event.child] = self._programs.get(event.pid, "")
         return new
+
+    def _is_foreign(self, event: Entered) -> bool:
+        key = event.pid, event.number
+        if self._left_out[key] >= self._foreign_calls(*key):
+            return False
+        self._left_out[key] += 1
+        return True

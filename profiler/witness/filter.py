@@ -12,7 +12,7 @@ from system_calls import syscalls
 
 from profiler.kernel import bpf
 from profiler.kernel.paths import MASK32, Half, Path, TooManyPaths, equal, meet, paths_of
-from profiler.model import RawCall
+from profiler.model import AllowList, RawCall
 from profiler.witness.comparisons import Conjunction, express, meets
 
 _PASSING = frozenset({"ALLOW", "LOG"})
@@ -116,13 +116,14 @@ class EngineFilter:
         """The names of the x86_64 calls that are denied for some arguments at least."""
         return frozenset(name for name, number in numbers("x86_64").items() if self._may_deny(number))
 
-    def ever_allowed(self) -> frozenset[str]:
-        """The names of the x86_64 calls that are allowed for some arguments at least."""
-        return frozenset(name for name, number in numbers("x86_64").items() if self._may_allow(number))
+    def ever_allowed(self, arch: int = bpf.AUDIT_ARCH_X86_64) -> frozenset[str]:
+        """The names of the calls, x86_64's or i386's, that are allowed for some arguments at least."""
+        table = "i386" if arch == bpf.AUDIT_ARCH_I386 else "x86_64"
+        return frozenset(name for name, number in numbers(table).items() if self._may_allow(number, arch))
 
-    def _may_allow(self, number: int) -> bool:
+    def _may_allow(self, number: int, arch: int) -> bool:
         try:
-            return any(Answer.of(path.answer).allowed for path in self.paths(number))
+            return any(Answer.of(path.answer).allowed for path in self.paths(number, arch))
         except TooManyPaths:
             return False  # nor does a profile rebuilt from this filter
 
@@ -179,12 +180,12 @@ _ACTIONS = {
 _FOREIGN = {"i386": ("SCMP_ARCH_X86", bpf.AUDIT_ARCH_I386), "x32": ("SCMP_ARCH_X32", bpf.AUDIT_ARCH_X86_64)}
 
 
-def profile_with(filter_program: bytes, calls: frozenset[str], only: frozenset[str] | None = None) -> dict[str, object]:
+def profile_with(filter_program: bytes, calls: frozenset[str], only: AllowList | None = None) -> dict[str, object]:
     """The profile of `rebuild`, where nobody asks in what it is stricter."""
     return rebuild(filter_program, calls, only).profile
 
 
-def rebuild(filter_program: bytes, calls: frozenset[str], only: frozenset[str] | None = None) -> Rebuilt:
+def rebuild(filter_program: bytes, calls: frozenset[str], only: AllowList | None = None) -> Rebuilt:
     """A profile that answers as the filter does and allows `calls` whatever their arguments.
 
     The filter is followed on every path for every call that has a name. What cannot be said in a profile's terms is
@@ -192,11 +193,11 @@ def rebuild(filter_program: bytes, calls: frozenset[str], only: frozenset[str] |
     share x86_64's rules by name, a denied call may be denied with another errno.) An architecture for
     which one rule by name would allow too much is left out. Raises ValueError when the bytes are no filter.
 
-    With `only` these x86-64 calls alone are left of what that profile allows, each under the filter's own conditions,
-    and no other architecture: what was observed elsewhere has other names. `calls` count among them.
+    With `only` these calls alone are left of what that profile allows, each under the filter's own conditions, and no
+    other architecture than x86-64 and, where it says so, i386. `calls` count among them.
     """
     rebuilt = _Rebuilding(EngineFilter(filter_program), calls)
-    return rebuilt.result() if only is None else rebuilt.result(only | calls)
+    return rebuilt.result(only)
 
 
 def _default_answer(engine_filter: EngineFilter) -> Answer:
@@ -237,11 +238,12 @@ class _Rebuilding:
         self.rules: dict[str, tuple[_Rule, ...]] = {}
         self.stricter: list[str] = []
 
-    def result(self, only: frozenset[str] | None = None) -> Rebuilt:
+    def result(self, only: AllowList | None = None) -> Rebuilt:
         for name, number in numbers("x86_64").items():
             self.rules[name] = self.rules_for(name, _paths_or_none(self.filter, number))
         architectures = ["SCMP_ARCH_X86_64"]
-        for arch, (token, audit_arch) in _FOREIGN.items():
+        others = dict(_FOREIGN) if only is None else {"i386": _FOREIGN["i386"]} if only.i386 else {}
+        for arch, (token, audit_arch) in others.items():
             # A filter kills the programs of an architecture that it does not serve.
             if self.filter.answer(numbers(arch)["exit_group"], (), audit_arch).allowed:
                 own = self.foreign_rules(arch, audit_arch)
@@ -252,11 +254,10 @@ class _Rebuilding:
                     self.rules |= own
         self.rules |= {name: (_Rule(Answer("ALLOW")),) for name in self.calls}
         if only is not None:
-            architectures = architectures[:1]
+            kept = self.calls.union(only.names)
             self.rules = {
-                name: tuple(rule for rule in rules if name in only or not rule.answer.allowed)
+                name: tuple(rule for rule in rules if name in kept or not rule.answer.allowed)
                 for name, rules in self.rules.items()
-                if name in numbers("x86_64")
             }
         profile: dict[str, object] = {
             "defaultAction": _ACTIONS[self.default.action],

@@ -11,6 +11,7 @@ import pytest
 
 from profiler import observing, pipeline
 from profiler.harness.docker.sandbox import DockerSandbox
+from profiler.kernel import gate
 from profiler.model import Capability
 from profiler.options import Options, Prove, Seccomp
 from profiler.witness.filter import numbers
@@ -122,4 +123,27 @@ def test_strict_watches_the_recipe_without_its_bound(profiled, tmp_path):
 def test_calls_that_the_filter_denies_are_opened_and_the_rest_closed(profiled, tmp_path):
     report = profiled("unshare", "-U", "true", flags=("--user", "1000"), output=tmp_path / "m.json")
     assert {p.label for p in report.verdict.recipe} == {"seccomp:unshare", "seccomp:observed"}
+    assert run(report.docker_command).returncode == 0
+
+
+# mov al,36; int 0x80 (i386: sync, x86-64: getitimer); xor ebx,ebx; mov al,1; int 0x80 (i386: exit, x86-64: write)
+THIRTY_TWO_BIT = b"\xb0\x24\xcd\x80\x31\xdb\xb0\x01\xcd\x80"
+
+
+def test_32_bit_calls_are_observed_by_their_own_table(profiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "_CODE", THIRTY_TWO_BIT)
+    program = tmp_path / "program"
+    program.write_bytes(gate.gate_elf())
+    program.chmod(0o755)
+    monkeypatch.undo()
+    if subprocess.run([program], check=False).returncode != 0:
+        pytest.skip("this kernel makes no 32-bit calls")
+    script = "chown 1 /tmp && exec /program"
+    report = profiled("sh", "-c", script, flags=("-v", f"{program}:/program:ro"), output=tmp_path / "m.json")
+    observed = report.verdict.observed
+    assert observed is not None, report.notes
+    assert observed.i386 == {"sync": "/program", "exit": "/program"}
+    assert "getitimer" not in observed.names
+    profile = json.loads((tmp_path / "m.seccomp.json").read_text())
+    assert profile["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
     assert run(report.docker_command).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,22 +84,59 @@ def test_what_overflows_the_buffer_is_counted():
         assert narrow.lost() > 0
 
 
-@pytest.mark.parametrize(
-    ("code", "names", "foreign"),
-    [
-        (b"\x31\xff\xb0\xe7\x0f\x05", {"exit_group"}, False),  # xor edi,edi; mov al,231; syscall
-        (b"\x31\xdb\xb0\x01\xcd\x80", {"write"}, True),  # xor ebx,ebx; mov al,1 (i386: exit); int 0x80
-    ],
-)
-def test_what_steering_calls_does_not_count_and_another_table_is_told(tmp_path, code, names, foreign):
-    """A program of one system call: its gate was made to call mmap, seccomp and more before it."""
-    program = tmp_path / "program"
-    program.write_bytes(gate.gate_elf()[: -len(gate._CODE)] + code.ljust(len(gate._CODE), b"\x90"))
-    program.chmod(0o755)
+CALL_64 = b"\x31\xff\xb0\xe7\x0f\x05"  # xor edi,edi; mov al,231 (exit_group); syscall
+CALL_32 = b"\x31\xdb\xb0\x01\xcd\x80"  # xor ebx,ebx; mov al,1 (i386: exit, x86-64: write); int 0x80
+
+
+def program_of(path, code):
+    """A program of this code alone: its gate was made to call mmap, seccomp and more before it."""
+    head = bytearray(gate.gate_elf()[: -len(gate._CODE)])
+    path.write_bytes(bytes(head) + code.ljust(len(gate._CODE), b"\x90"))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(("code", "native", "i386"), [(CALL_64, {"exit_group"}, set()), (CALL_32, set(), {"exit"})])
+def test_what_steering_calls_does_not_count_and_each_table_has_its_names(tmp_path, code, native, i386):
+    program = program_of(tmp_path / "program", code)
+    found, _ = run_and_trace(tmp_path, program, every_call=True)
+    if found.exit_code != 0:
+        pytest.skip("this kernel has no 32-bit calls")
+    assert found.called == Called(dict.fromkeys(native, program), i386=dict.fromkeys(i386, program))
+
+
+def test_one_number_is_told_apart_by_its_table(tmp_path):
+    """getpid(2) of i386 is writev(2) of x86-64, again and again, with and without the other."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs gcc")
+    source, program = tmp_path / "program.c", tmp_path / "program"
+    source.write_text("""
+        #include <sys/uio.h>
+        #include <unistd.h>
+        int main(int argc, char **argv) {
+            for (int i = 0; i < 5000; i++) {
+                long result;
+                __asm__ volatile("int $0x80" : "=a"(result) : "a"(20) : "memory");
+                if (result != getpid())
+                    return 77;
+            }
+            if (argc > 1)
+                writev(1, 0, 0);
+            return 0;
+        }
+    """)
+    subprocess.run([compiler, "-o", str(program), str(source)], check=True)
     found, _ = run_and_trace(tmp_path, str(program), every_call=True)
     if found.exit_code != 0:
         pytest.skip("this kernel has no 32-bit calls")
-    assert found.called == Called(dict.fromkeys(names, str(program)), 0, foreign)
+    assert found.called.i386 == {"getpid": str(program)}
+    assert "writev" not in found.called.programs
+    assert {"getpid", "exit_group"} <= found.called.programs.keys()
+    assert found.called.lost == 0
+    both, _ = run_and_trace(tmp_path, str(program), "writev", every_call=True)
+    assert both.called.programs["writev"] == str(program)
+    assert both.called.i386 == {"getpid": str(program)}
 
 
 def test_it_costs_nothing_when_it_is_not_asked_for(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from profiler.kernel import bpf
 from profiler.kernel.bpf import Compare, Instruction, Rule, assemble
 from profiler.kernel.paths import MASK32, Half, Word, between, equal, paths_of, unequal
-from profiler.model import Process, RawCall
+from profiler.model import AllowList, Process, RawCall
 from profiler.witness.comparisons import Comparison, boxes_of, express
 from profiler.witness.filter import Answer, EngineFilter, missing_calls, numbers, profile_with, rebuild
 
@@ -132,7 +132,7 @@ ONLY = frozenset({"read", "clone", "keyctl", "unshare"})
 
 def test_a_narrowed_profile_allows_less_and_never_more():
     whole = profile_with(DOCKERLIKE, frozenset({"keyctl"}))
-    narrow = rebuild(DOCKERLIKE, frozenset({"keyctl"}), ONLY)
+    narrow = rebuild(DOCKERLIKE, frozenset({"keyctl"}), AllowList(tuple(ONLY)))
     jsonschema.validate(narrow.profile, SCHEMA)
     for name in ("read", "exit_group", "clone", "personality", "socket", "keyctl", "unshare", "mount"):
         for value in (0, 8, 0x11, 0x10000000):
@@ -144,12 +144,23 @@ def test_a_narrowed_profile_allows_less_and_never_more():
 def test_a_narrowed_profile_keeps_other_answers_and_no_other_architecture():
     program = assemble([Rule(435)], action=bpf.RET_ERRNO | errno.ENOSYS, foreign_numbers=frozenset({1}))
     assert len(profile_with(program, frozenset())["architectures"]) > 1
-    narrow = profile_with(program, frozenset({"openat"}), ONLY)
+    narrow = profile_with(program, frozenset({"openat"}), AllowList(tuple(ONLY)))
     assert narrow["architectures"] == ["SCMP_ARCH_X86_64"]
     assert evaluate(narrow, "clone3", [0]) == Answer("ERRNO", errno.ENOSYS)  # libc falls back on it
     assert evaluate(narrow, "openat", [0]).allowed  # what is opened counts as observed
     assert not evaluate(narrow, "write", [0]).allowed
     assert EngineFilter(program).ever_allowed() == numbers("x86_64").keys() - {"clone3"}
+
+
+def test_a_narrowed_profile_serves_32_bit_programs_where_they_were_seen():
+    denied = frozenset({numbers("i386")["umount"]})
+    program = assemble([Rule(435)], action=bpf.RET_ERRNO | errno.ENOSYS, foreign_numbers=denied)
+    narrow = profile_with(program, frozenset(), AllowList(("read", "mmap2", "umount"), True))
+    jsonschema.validate(narrow, SCHEMA)
+    assert narrow["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+    entries = [entry for entry in narrow["syscalls"] if entry["action"] == "SCMP_ACT_ALLOW"]
+    assert {name for entry in entries for name in entry["names"]} == {"read", "mmap2"}  # the filter denies umount
+    assert EngineFilter(program).ever_allowed(bpf.AUDIT_ARCH_I386) == numbers("i386").keys() - {"umount"}
 
 
 def agrees(program: bytes, calls: frozenset[str], arguments: list[list[int]] | None = None) -> bool:

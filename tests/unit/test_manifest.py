@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sample_report import EVERYTHING, FUSE, KEYCTL, LOOP, MASKED, MOUNTED, PORTS, SYS_ADMIN, report
 
 from profiler.errors import UsageError
-from profiler.model import AllowList, Capability, Device, Observation, Observed, Process, Status, Trace, Verdict
+from profiler.model import Capability, Device, Observation, Observed, Process, Status, Trace, Verdict
 from profiler.output import check_writable
 from profiler.report import manifest
 from profiler.report.evidence import clean, printable
@@ -81,15 +81,18 @@ def test_the_recipe_says_what_the_flags_say():
 
 
 def test_an_allow_list_is_told_with_its_reasons_and_read_back(tmp_path):
-    seen = Observed({"read": "/bin/cat", "chown": "/bin/chown"}, ("capset", "read"), {"futex": "a lock"})
-    recipe = frozenset({SYS_ADMIN, AllowList(seen.names)})
+    seen = Observed(
+        {"read": "/bin/cat", "chown": "/bin/chown"}, ("capset", "read"), {"futex": "a lock"}, {"mmap2": "/b"}
+    )
+    recipe = frozenset({SYS_ADMIN, seen.bound})
     document = manifest.render(report(recipe, verdict=Verdict(recipe, True, False, (), observed=seen)))
     valid(document)
     assert document["recipe"]["observed"] == {
-        "syscalls": ["capset", "chown", "futex", "read"],
+        "syscalls": ["capset", "chown", "futex", "mmap2", "read"],
         "workload": {"chown": "/bin/chown", "read": "/bin/cat"},
         "runtime": ["capset", "read"],
         "incidental": {"futex": "a lock"},
+        "i386": {"mmap2": "/b"},
     }
     assert document["recipe"]["privileges"] == ["SYS_ADMIN", "seccomp:observed"]
     manifest.write(tmp_path / "m.json", document)

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from profiler import observing
-from profiler.catalogue.incidental import INCIDENTAL
+from profiler.catalogue.incidental import INCIDENTAL, INCIDENTAL_I386
 from profiler.errors import HostError
 from profiler.kernel import bpf
 from profiler.model import AllowList, Called, Capability, Outcome, Syscalls
@@ -16,6 +16,12 @@ from profiler.witness.filter import numbers
 
 KEYCTL = Syscalls(("keyctl",))
 DENIES = bpf.assemble([bpf.Rule(numbers("x86_64")[name]) for name in ("mount", "keyctl")], action=bpf.RET_ERRNO | 1)
+# The same, and umount(2) of the 32-bit table.
+DENIES_32 = bpf.assemble(
+    [bpf.Rule(numbers("x86_64")[name]) for name in ("mount", "keyctl")],
+    action=bpf.RET_ERRNO | 1,
+    foreign_numbers=frozenset({numbers("i386")["umount"]}),
+)
 
 
 class Imagined:
@@ -87,7 +93,7 @@ def test_losses_and_other_tables_are_told(found):
     sandbox = Imagined("openat")
     assert found(sandbox, called("openat"), lossy, called("openat")).workload.keys() == {"openat"}
     assert found(sandbox, called("openat"), lossy, lossy, lossy) == "7 events of system calls were lost"
-    assert "32-bit" in found(sandbox, called("openat", foreign=True), called("openat"))
+    assert "x32" in found(sandbox, called("openat", foreign=True), called("openat"))
     assert "could not be seen" in found(sandbox, called("openat"), runtime=None)
 
 
@@ -95,6 +101,17 @@ def test_runs_are_merged():
     assert observing.merged([None, None]) is None
     both = observing.merged([Called({"a": "", "b": "/x"}, 1), None, Called({"a": "/y", "b": "/z"}, 2, True)])
     assert both == Called({"a": "/y", "b": "/x"}, 3, True)
+    both = observing.merged([Called({}, i386={"a": "/x"}), Called({}, i386={"a": "/y", "b": "/z"})])
+    assert both == Called({}, i386={"a": "/x", "b": "/z"})
+
+
+def test_32_bit_programs_have_names_of_their_own(found):
+    sandbox = Imagined("mmap2", program=DENIES_32)
+    observed = found(sandbox, called("openat", i386={"stat64": "/bin/y", "umount": "/bin/y"}), called("openat"))
+    assert observed.i386 == {"stat64": "/bin/y"}
+    assert set(observed.names) == {"openat", "stat64", "capset", *INCIDENTAL, *INCIDENTAL_I386}
+    assert observed.bound == AllowList(observed.names, True)
+    assert not found(Imagined(program=DENIES_32), called("openat"), called("openat")).bound.i386
 
 
 def test_an_engine_without_a_filter_has_none_to_narrow(monkeypatch):
@@ -106,5 +123,6 @@ def test_an_engine_without_a_filter_has_none_to_narrow(monkeypatch):
 
 def test_the_incidental_calls_are_calls_and_no_privileges():
     assert INCIDENTAL.keys() <= numbers("x86_64").keys()
+    assert INCIDENTAL_I386.keys() <= numbers("i386").keys() - INCIDENTAL.keys()
     assert all(why and not why.endswith(".") for why in INCIDENTAL.values())
     assert Capability("SYS_ADMIN") not in {AllowList(())}
