@@ -178,7 +178,7 @@ def test_a_service_that_ends_by_itself_was_not_stopped(tmp_path: Path) -> None:
 def test_what_a_service_is_asked_is_asked_before_it_is_stopped(tmp_path: Path) -> None:
     asked = []
 
-    def ask() -> str:
+    def ask(moved: object) -> str:
         asked.append(run.stopped)
         return "it does not answer"
 
@@ -189,7 +189,7 @@ def test_what_a_service_is_asked_is_asked_before_it_is_stopped(tmp_path: Path) -
 
 
 def test_a_failing_question_ends_the_run_with_its_error(tmp_path: Path) -> None:
-    def ask() -> str:
+    def ask(moved: object) -> str:
         raise HostError("the engine is gone")
 
     run = PlainRun(tmp_path, ("sleep", "600"))
