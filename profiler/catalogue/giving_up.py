@@ -1,7 +1,8 @@
 """Calls by which a process gives up privilege, the capability that they take, and what is left where it lacks. Data.
 
 A workload that goes on where such a call is refused does its work with more privilege than it meant to have. Not here:
-filters and Landlock, for which a process without SYS_ADMIN sets no_new_privs, and bounds of resources.
+filters and Landlock, for which a process without SYS_ADMIN sets no_new_privs; sets of capabilities, which programs
+compute from those that they hold; and bounds of resources.
 """
 
 from __future__ import annotations

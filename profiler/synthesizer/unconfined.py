@@ -33,7 +33,7 @@ def less_confined(observations: Iterable[Observation], left_out: Iterable[Requir
             found.setdefault(kept, []).append(observation)
     told: dict[Privilege, list[str]] = {}
     for (name, kept_words), calls in found.items():
-        told.setdefault(Capability(name), []).append(f"{_calls(calls)} is refused, which then {kept_words}")
+        told.setdefault(Capability(name), []).append(f"{_calls(calls)} is refused, and if it goes on it {kept_words}")
     return {privilege: "; ".join(texts) for privilege, texts in told.items()}
 
 

@@ -157,7 +157,7 @@ def test_who_would_keep_more_than_it_wanted_to_is_warned_of(profiled):
     report, _ = profiled(script)
     assert members(report) == set()
     assert {privilege.label for privilege in report.less_confined} == {"SETGID", "SETUID"}
-    assert "which then stays root" in report.less_confined[Capability("SETUID")]
+    assert "if it goes on it stays root" in report.less_confined[Capability("SETUID")]
     assert not report.verdict.kept
     report, _ = profiled(script, keep_optional=True)
     assert {privilege.label for privilege in report.verdict.kept} >= {"SETGID", "SETUID"}

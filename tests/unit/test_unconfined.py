@@ -24,9 +24,12 @@ def left_out(*names, doubt=Doubt.LIKELY):
 @pytest.mark.parametrize(
     ("seen", "keeps"),
     [
-        (call("setgid", "33"), "setgid(33) by /usr/sbin/apache2 is refused, which then stays in the groups"),
-        (call("setgroups", "0", "NULL"), "setgroups(0, NULL) by /usr/sbin/apache2 is refused, which then stays in"),
-        (call("setresuid", "-1", "33", "-1", capability="SETUID"), "which then stays root"),
+        (call("setgid", "33"), "setgid(33) by /usr/sbin/apache2 is refused, and if it goes on it stays in the groups"),
+        (
+            call("setgroups", "0", "NULL"),
+            "setgroups(0, NULL) by /usr/sbin/apache2 is refused, and if it goes on it stays in",
+        ),
+        (call("setresuid", "-1", "33", "-1", capability="SETUID"), "if it goes on it stays root"),
         (call("chroot", '"/srv"', capability="SYS_CHROOT"), "goes on with all of the file system in sight"),
         (call("prctl", "PR_CAPBSET_DROP", "CAP_KILL", capability="SETPCAP"), "keeps its bounding set"),
         (call("unshare", "CLONE_NEWNS", capability="SYS_ADMIN", process=USER), "stays in the namespaces"),
