@@ -261,7 +261,8 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A call that was refused for want of `capability`, and was then made again with it.
+    """A call that was refused for want of `capability`, and was then made again with it; or one that has succeeded only
+    because the run's permitted sets hold everything (then none of its checks was refused).
 
     `observation` is the call as it was refused, `again` what the kernel answered in the end (negative errno on
     failure); the call may have asked for more than one capability, each of which is a refusal of its own.

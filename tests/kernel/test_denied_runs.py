@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from program import Running, processes
 
 from profiler import pipeline
 from profiler.harness.native.sandbox import NativeSandbox
@@ -135,6 +138,13 @@ sys.exit(1)
     assert given(program(tmp_path, code)) == ["SYS_NICE"]
 
 
+def test_a_list_that_a_program_sets_is_given_although_no_check_refuses_it(tmp_path: Path) -> None:
+    code = """
+call(126, struct.pack('Ii', 0x20080522, 0), struct.pack('6I', 0, 1 << 5 | 1 << 13, 0, 0, 0, 0))
+"""
+    assert given(program(tmp_path, code)) == ["KILL", "NET_RAW"]
+
+
 def test_what_netlink_answers_in_a_message_is_granted_and_seen(tmp_path: Path) -> None:
     found = denied(tmp_path, "ip", "link", "set", "lo", "mtu", "1400")
     assert given(found) == []
@@ -206,6 +216,18 @@ def test_a_run_that_does_not_end_in_time_is_ended_with_all_that_it_made(tmp_path
         denying = Denying(frozenset(), sandbox.facts().grantable)
         found = trace(sandbox.start(sandbox.broad(), quiet=True), timeout=0.5, denying=denying)
     assert found.losses["timeout"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_and_all_that_it_made(number: signal.Signals, wait_until: Callable[..., object]) -> None:
+    mark = f"600.{os.getpid()}{number}"
+    with Running("run", "--tracer", "deny", "--", "sh", "-c", f"sleep {mark} & echo started; sleep {mark}") as running:
+        running.until("started")
+        running.send(number)
+        if number != signal.SIGKILL:
+            assert running.end() == 128 + number
+            assert running.left() == []
+    wait_until(lambda: not processes(mark), 20.0)
 
 
 def test_a_program_that_cannot_be_executed_is_said_so(tmp_path: Path) -> None:

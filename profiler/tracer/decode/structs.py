@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import struct
 
 from profiler.kernel.capabilities import CAPABILITIES, names
 from profiler.tracer.decode import constants, ioctls
@@ -203,17 +204,31 @@ def capability_header(value: int, tracee: Tracee, args: Args) -> str:
 
 def capability_sets(value: int, tracee: Tracee, args: Args) -> str:
     """The sets that capset(2) sets; how wide they are is said by the header in argument 0."""
+    sets = _sets(value, tracee, args)
+    if sets is None:
+        return pointer(value, tracee, args)
+    named = zip(("effective", "permitted", "inheritable"), sets, strict=True)
+    return "{" + " ".join(f"{name}={_set(bits)}" for name, bits in named) + "}"
+
+
+def permitted_by(tracee: Tracee, args: Args) -> int:
+    """What a capset(2) with these arguments takes into the permitted or the inheritable set, as bits."""
+    _, permitted, inheritable = _sets(args[1], tracee, args) or (0, 0, 0)
+    return permitted | inheritable
+
+
+def _sets(address: int, tracee: Tracee, args: Args) -> tuple[int, int, int] | None:
+    """The effective, the permitted and the inheritable set of struct __user_cap_data_struct; None where it cannot be
+    read."""
     version = tracee.number(args[0], 4)
     words = 1 if version == _LINUX_CAPABILITY_VERSION_1 else 2
-    content = tracee.bytes(value, 12 * words)
+    content = tracee.bytes(address, 12 * words)
     if version is None or len(content) < 12 * words:
-        return pointer(value, tracee, args)
-    parts = []
-    for at, name in ((0, "effective"), (4, "permitted"), (8, "inheritable")):
-        low = int.from_bytes(content[at : at + 4], "little")
-        high = int.from_bytes(content[12 + at : 16 + at], "little") if words > 1 else 0
-        parts.append(f"{name}={_set(low | high << 32)}")
-    return "{" + " ".join(parts) + "}"
+        return None
+    halves = [struct.unpack_from("<3I", content, 12 * at) for at in range(words)]
+    low, high = halves[0], halves[-1] if words > 1 else (0, 0, 0)
+    effective, permitted, inheritable = (a | b << 32 for a, b in zip(low, high, strict=True))
+    return effective, permitted, inheritable
 
 
 def _set(mask: int) -> str:

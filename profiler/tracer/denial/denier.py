@@ -27,7 +27,9 @@ from profiler.kernel.capabilities import CAPSET_DATA, capset_arguments, held_by,
 from profiler.kernel.notify import Notification
 from profiler.kernel.overseer import Call, Injection
 from profiler.model import Capability, Doubt, KernelCheck, Observation, Refusal
-from profiler.tracer.calls import decode
+from profiler.tracer.calls import DecodedCall, decode
+from profiler.tracer.decode.structs import permitted_by
+from profiler.tracer.decode.values import Tracee
 from profiler.tracer.denial.openers import Openers, confines
 from profiler.tracer.denial.sets import SECBIT_NO_SETUID_FIXUP, TaskSets
 from profiler.tracer.ledger import MAX_ERRNO, RESTARTS
@@ -37,6 +39,7 @@ from profiler.witness.events import Check, Event, TaskExit
 NR_MMAP, NR_CAPGET, NR_CAPSET, NR_PTRACE, NR_PRCTL = 9, 125, 126, 101, 157  # asm/unistd_64.h
 PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS = 3, 0x22  # asm-generic/mman-common.h
 PR_SET_SECUREBITS: Final = 28  # linux/prctl.h
+AMBIENT_RAISE: Final = (47, 2)  # PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE
 TRACING: Final = frozenset({0, 16, 0x4206})  # PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_SEIZE
 LOOK_NS: Final = 20_000_000  # between two looks at the witness while no call fails
 CHECKS: Final = 64  # remembered of one task
@@ -215,6 +218,9 @@ class Denier:
             state.took_ids(held_by(task), self._root)
             self._callers.after(task, name_of(number))
         elif number == NR_CAPSET:
+            asked = permitted_by(Tracee(task), call.args)
+            if 2 * asked.bit_count() <= self._grantable.bit_count():  # else it gives up some of what it has
+                self._would_be_refused(task, call, asked)
             state.took(held_by(task))
         elif number == NR_CAPGET:
             self._answer(task, state, call)
@@ -226,8 +232,23 @@ class Denier:
                     other.alone = True
         elif number == NR_PRCTL and call.args[0] == PR_SET_SECUREBITS:
             state.fixed = bool(call.args[1] & SECBIT_NO_SETUID_FIXUP)
+        elif number == NR_PRCTL and call.args[:2] == AMBIENT_RAISE:
+            self._would_be_refused(task, call, 1 << call.args[2])
         else:
             self._openers.opened(task, call, result)
+
+    def _would_be_refused(self, task: int, call: Call, asked: int) -> None:
+        """Give what the call succeeded with only because the permitted set is not kept down: a program may set no more
+        than it holds (security/commoncap.c, cap_capset, cap_task_prctl), which the kernel compares without a check."""
+        lacking = asked & self._grantable & ~self.granted
+        if lacking:
+            self.granted |= lacking
+            seen = self._observed(task, call, 0, ())
+            self.refusals += [Refusal(name, seen, 0) for name in sorted(names(lacking))]
+
+    def _observed(self, task: int, call: Call, result: int, checks: tuple[KernelCheck, ...]) -> Observation:
+        shown = _shown(task, call)
+        return Observation(shown.name, shown.args, result, shown.path, self._callers.of(task), checks)
 
     def _answer(self, task: int, state: TaskSets, call: Call) -> None:
         """A program that asks for its own sets with capget(2) is told what its effective set would be."""
@@ -259,7 +280,7 @@ class Denier:
         ]
         if not denied:
             return False
-        shown = decode(Notification(0, task, call.number, call.arch, _six(call.args), 0), task)
+        shown = _shown(task, call)
         telling = [check for check in denied if not _never(check, shown.name, shown.args)]
         if not telling:
             return False
@@ -270,8 +291,7 @@ class Denier:
             return True
         if not bit & self.granted:
             checks = tuple(dict.fromkeys(kind.check for kind in made))
-            refused = Observation(shown.name, shown.args, result, shown.path, self._callers.of(task), checks)
-            state.refusals.append(Refusal(chosen.capability, refused, result))
+            state.refusals.append(Refusal(chosen.capability, self._observed(task, call, result, checks), result))
             self.granted |= bit
         return True
 
@@ -289,11 +309,6 @@ class Denier:
         for refusal in withdrawn:
             self.granted &= ~mask((refusal.capability,))
         self.refusals += [dataclasses.replace(one, again=result) for one in refusals if one not in withdrawn]
-
-    @property
-    def found(self) -> frozenset[str]:
-        """The capabilities of G now."""
-        return names(self.granted)
 
 
 def _never(check: KernelCheck, call: str, args: Sequence[str]) -> bool:
@@ -323,9 +338,9 @@ def _stand_ins(refusal: Refusal) -> set[str]:
     return {name for check in checks for name in _instead(check)}
 
 
-def _six(args: Sequence[int]) -> tuple[int, int, int, int, int, int]:
-    a, b, c, d, e, f = args
-    return a, b, c, d, e, f
+def _shown(task: int, call: Call) -> DecodedCall:
+    a, b, c, d, e, f = call.args
+    return decode(Notification(0, task, call.number, call.arch, (a, b, c, d, e, f), 0), task)
 
 
 def _user_namespace(task: int) -> int:
