@@ -183,12 +183,18 @@ class Tracee:
 
     def _interrupt(self) -> None:
         """Stop the running tracee; what it was about to receive is remembered."""
-        with contextlib.suppress(ProcessLookupError):  # ended: the wait says so
-            stops.request(stops.PTRACE_INTERRUPT, self.pid)
+        self._ask_to_stop()
         while not (stop := self._next_stop()).is_interrupt:
             if stop.delivers:
                 self._pending.append(stop.signal)
+            # Any other stop has taken the request away (ptrace_stop in kernel/signal.c clears JOBCTL_TRAP_STOP). So
+            # does the one that an exec ends with, and memory looks like the gate's before that.
+            self._ask_to_stop()
             self._resume(func.PTRACE_CONT)
+
+    def _ask_to_stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # ended: the wait says so
+            stops.request(stops.PTRACE_INTERRUPT, self.pid)
 
     def _call(self, number: int, *args: int) -> int | None:
         """A system call in the gate; None when it was an exec that succeeded."""

@@ -171,6 +171,37 @@ def test_it_becomes_a_program_found_in_path(steered, output):
     assert output.read() == "sh|caf\udce9|\n"
 
 
+def slow_gate_elf():
+    """The gate with a thousand segments more: its memory looks like the gate's long before its exec has ended."""
+    header = bytearray(gate.gate_elf())
+    offset, count = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
+    own = bytes(header[offset : offset + 56 * count])
+    more = b"".join(
+        struct.pack("<IIQQQQQQ", gate.PT_LOAD, gate.PF_R, 0, address, address, 64, 64, 0x1000)
+        for address in range(0x1000000, 0x1000000 + 1000 * 0x2000, 0x2000)
+    )
+    struct.pack_into("<Q", header, 32, len(header))
+    struct.pack_into("<H", header, 56, count + 1000)
+    return bytes(header) + own + more
+
+
+def test_it_is_stopped_though_its_exec_has_not_yet_ended(tmp_path):
+    program = tmp_path / "slow"
+    program.write_bytes(slow_gate_elf())
+    program.chmod(0o555)
+    for _ in range(30):  # most of them are seized before the stop that reports their exec
+        pid = os.posix_spawn(program, ["slow"], {})
+        try:
+            while not gate.is_at_gate(pid):
+                pass
+            tracee = Steered.seize(pid)
+            assert tracee.syscall(GETPID) == pid
+            tracee.detach()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def test_arguments_and_environment_are_what_was_asked(steered, output):
     steered.execute(("/bin/sh", "-c", 'printf "%s," "$0" "$@"; tr "\\0" , </proc/self/environ', "a b", "", "c"), ENV)
     assert steered.hold() == 0
