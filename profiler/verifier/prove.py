@@ -47,9 +47,9 @@ def prove(
     - what was added to a recipe that failed: mostly not needed; where it is much, in groups, halved where that fails;
     - `doubtful`, needed as often as not: all of it together, since a workload that carries on after one refusal mostly
       does so after another; where that fails one by one, those last that have a stand-in;
-    - the rest, `FORKS` and then the most dangerous first, as many at a time as the bench runs in parallel. Where
-      several of these are unneeded alone, they are removed together; if that fails they stand in for each other, and
-      go one by one.
+    - the rest, the most dangerous first, as many at a time as the bench runs in parallel. Where several of these are
+      unneeded alone, they are removed together; if that fails they stand in for each other, and go one by one. `FORKS`
+      come first: what goes on without any of these may go on without all.
     The last rerun that passed was made with exactly the recipe that is left, and where something was dropped it is run
     once more: what passes without a member only now and then needs it, and gets it back. No rerun is started after
     `until` (monotonic seconds).
@@ -76,6 +76,10 @@ def prove(
     if len(open_ones) > 1:
         removal.without(open_ones)
     removal.in_turn(sorted(open_ones, key=lambda member: member in removal.instead))
+    forks = [member for member in untried() if member in FORKS]
+    removal.each(forks)
+    if forks and len(removal.current) > 1 and removal.current.isdisjoint(FORKS):
+        removal.without(sorted(removal.current, key=ranked))
     removal.each(untried())
     removal.renew()
     removal.confirm()

@@ -204,6 +204,14 @@ def test_who_stays_who_it_was_needs_less_of_the_rest():
     assert proof.recipe == frozenset() and proof.complete and len(sandbox.ran) == 2 + 1
 
 
+def test_who_goes_on_as_who_it_was_may_need_nothing_at_all():
+    sandbox = Imagined("")
+    recipe = frozenset(map(Capability, ["SETUID", "SETGID", "CHOWN", "MKNOD", "FOWNER"]))
+    proof = prove(bench_of(sandbox), recipe, order=lambda p: 1)
+    assert proof.recipe == frozenset() and proof.complete
+    assert len(sandbox.ran) == 2 + 1 + 1  # SETUID, SETGID, everything, and nothing once more
+
+
 def test_no_time_left_proves_nothing_and_loses_nothing():
     proof = prove(bench_of(Imagined("A")), caps("AB"), order=order, until=0.0)
     assert proof.recipe == caps("AB") and not proof.complete
