@@ -51,7 +51,7 @@ from profiler.synthesizer.denials import denied, refusals
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
 from profiler.synthesizer.named import named
-from profiler.synthesizer.reduce import doubted, reduce, stand_ins
+from profiler.synthesizer.reduce import reduce
 from profiler.synthesizer.unconfined import less_confined
 from profiler.tracer.denial.denial import Denying
 from profiler.tracer.recorder import Progress
@@ -307,9 +307,7 @@ class _Case:
         if self.options.prove is Prove.NONE:
             return Proof(recipe, {}, ())
         until = time.monotonic() + self.options.prove_budget if self.options.prove is Prove.BUDGET else None
-        instead = stand_ins(understanding.requirements, recipe, weight)
-        doubtful = doubted(understanding.requirements, recipe)
-        return prove(bench, recipe, order=weight, until=until, instead=instead, doubtful=doubtful)
+        return prove(bench, recipe, order=weight, until=until, hints=understanding.hints(recipe))
 
     def _told(self, trace: Trace, rows: Sequence[Requirement], proof: Proof) -> tuple[Requirement, ...]:
         """Requirements whose evidence names no file get it from a watched run without the member: the refused call.

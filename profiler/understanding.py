@@ -12,8 +12,9 @@ from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requi
 from profiler.synthesizer.denials import requirements_of
 from profiler.synthesizer.parameters import with_sysctls
 from profiler.synthesizer.pools import pools_of
-from profiler.synthesizer.reduce import reduce
+from profiler.synthesizer.reduce import asked_together, doubted, reduce, stand_ins
 from profiler.synthesizer.requirements import seccomp_requirements
+from profiler.verifier.prove import Hints
 from profiler.witness.filter import EngineFilter, missing_calls
 from profiler.witness.nodes import present
 
@@ -47,6 +48,11 @@ class Understanding:
         """
         self._ask_filter(reduce(self._rows, weight, up_to=up_to))
         return reduce(self._rows, weight, up_to=up_to)
+
+    def hints(self, recipe: Recipe) -> Hints:
+        """What the trace tells of the recipe's members, for those who remove them."""
+        rows = self.requirements
+        return Hints(stand_ins(rows, recipe, weight), doubted(rows, recipe), asked_together(rows, recipe))
 
     def _ask_filter(self, recipe: Recipe) -> None:
         program = self._sandbox.filter_of(capability_names(recipe))

@@ -43,6 +43,18 @@ def doubted(requirements: Iterable[Requirement], recipe: Recipe) -> Recipe:
     return frozenset(member for _, alternative in met for member in alternative) - sure
 
 
+def asked_together(requirements: Iterable[Requirement], recipe: Recipe) -> tuple[Recipe, ...]:
+    """The members of `recipe` that are in it for the very same calls, several at a time."""
+    asked: dict[Privilege, list[Requirement]] = {}
+    for row in requirements:
+        for member in {member for alternative in row.alternatives if alternative <= recipe for member in alternative}:
+            asked.setdefault(member, []).append(row)
+    groups: dict[tuple[object, ...], set[Privilege]] = {}
+    for member, rows in asked.items():
+        groups.setdefault(tuple(row.evidence for row in rows), set()).add(member)
+    return tuple(frozenset(group) for calls, group in groups.items() if len(group) > 1 and all(calls))
+
+
 def stand_ins(requirements: Iterable[Requirement], recipe: Recipe, weight: Weight) -> dict[Privilege, Recipe]:
     """For members of `recipe` that the kernel takes where it asked for something less dangerous: that.
 

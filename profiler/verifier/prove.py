@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,22 +30,36 @@ class Proof:
         return set(self.needed) == set(self.recipe)
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What the trace tells of a recipe's members: less dangerous stand-ins for some, those that are needed as often as
+    not, and those that the very same calls asked for, which so are needed together or not at all."""
+
+    instead: Mapping[Privilege, Recipe] = field(default_factory=dict)
+    doubtful: Recipe = frozenset()
+    together: Sequence[Recipe] = ()
+
+
+NO_HINTS: Final = Hints()
+
+
 def prove(
     bench: Bench,
     recipe: Recipe,
     *,
     order: Callable[[Privilege], int],
     until: float | None = None,
-    instead: Mapping[Privilege, Recipe] | None = None,
-    doubtful: Container[Privilege] = frozenset(),
+    hints: Hints = NO_HINTS,
 ) -> Proof:
     """Remove each member of `recipe` (which passes) and drop what was not needed.
 
     A member whose removal failed in a larger set is tried again in the smaller one, since a workload that goes on
     without something goes another way and may then need less of the rest; only where no time is left for that, the
     first answer counts. So what is likely to go is tried first, and dropped at once:
-    - what was added to a recipe that failed: mostly not needed; where it is much, in groups, halved where that fails;
-    - `doubtful`, needed as often as not: all of it together, since a workload that carries on after one refusal mostly
+    - what was added to a recipe that failed: mostly not needed; where it is much, in groups, halved where that fails.
+      What one call asked for (a container engine's list for capset(2)) is removed at once, and taken apart only when
+      all else has been tried;
+    - what is `doubtful`: all of it together, since a workload that carries on after one refusal mostly
       does so after another; where that fails one by one, those last that have a stand-in;
     - the rest, the most dangerous first, as many at a time as the bench runs in parallel. Where several of these are
       unneeded alone, they are removed together; if that fails they stand in for each other, and go one by one. `FORKS`
@@ -54,28 +68,29 @@ def prove(
     once more: what passes without a member only now and then needs it, and gets it back. No rerun is started after
     `until` (monotonic seconds).
 
-    `instead` are less dangerous stand-ins for some members: such a member is removed with its stand-in put in its
-    place, which proves as much where it fails, and otherwise finds the less dangerous recipe.
+    A member that has a stand-in is removed with that put in its place, which proves as much where it fails, and
+    otherwise finds the less dangerous recipe.
     """
 
     def ranked(privilege: Privilege) -> tuple[bool, int, str]:
         return privilege not in FORKS, -order(privilege), privilege.label
 
-    removal = _Removal(bench, recipe, until, ranked, dict(instead or {}))
+    removal = _Removal(bench, recipe, until, ranked, dict(hints.instead))
     ordered = sorted(recipe, key=ranked)
     added = recipe - max((r.recipe for r in bench.runs if not r.passed and r.recipe < recipe), key=len, default=recipe)
 
     def untried() -> list[Privilege]:
         return [member for member in ordered if member in removal.current and member not in removal.needed]
 
-    late = [member for member in ordered if member in added]
-    if len(late) >= GROUPED:
-        removal.halves(late)
-    removal.in_turn(member for member in untried() if member in added)
-    open_ones = [member for member in untried() if member in doubtful]
+    units = _units([member for member in ordered if member in added], hints.together)
+    if len(units) >= GROUPED:
+        removal.halves(units)
+    else:
+        removal.in_turn(units)
+    open_ones = [member for member in untried() if member in hints.doubtful - added]
     if len(open_ones) > 1:
         removal.without(open_ones)
-    removal.in_turn(sorted(open_ones, key=lambda member: member in removal.instead))
+    removal.in_turn([member] for member in sorted(open_ones, key=lambda member: member in removal.instead))
     forks = [member for member in untried() if member in FORKS]
     removal.each(forks)
     if forks and len(removal.current) > 1 and removal.current.isdisjoint(FORKS):
@@ -114,19 +129,22 @@ class _Removal:
             self.needed[members[0]] = rerun
         return rerun
 
-    def halves(self, members: Sequence[Privilege]) -> None:
-        """Drop what is not needed of `members`, of which not all can go."""
-        middle = len(members) // 2
-        for half in (members[:middle], members[middle:]):
-            rerun = self.without(half)
+    def halves(self, units: Sequence[Sequence[Privilege]]) -> None:
+        """Drop what is not needed of `units`, of which not all can go; none is taken apart."""
+        middle = len(units) // 2
+        for half in (units[:middle], units[middle:]):
+            rerun = self.without([member for unit in half for member in unit])
             if rerun is not None and not rerun.passed and len(half) > 1:
                 self.halves(half)
 
-    def in_turn(self, members: Iterable[Privilege]) -> None:
+    def in_turn(self, units: Iterable[Sequence[Privilege]]) -> None:
         """Remove one after the other: where one goes, the next one's removal may be known from both together."""
-        for member in members:
-            if member in self.current and member not in self.needed:
-                self.each([member])
+        for unit in units:
+            left = [member for member in unit if member in self.current and member not in self.needed]
+            if len(left) > 1:
+                self.without(left)
+            else:
+                self.each(left)
 
     def each(self, members: Sequence[Privilege]) -> None:
         """Remove each alone, as many at a time as the bench runs, and drop at once what was not needed."""
@@ -208,6 +226,15 @@ class _Removal:
                 return
         for member in spare:
             self.without([member])
+
+
+def _units(members: Sequence[Privilege], together: Iterable[Recipe]) -> list[list[Privilege]]:
+    """`members` in their order, then those together that one of `together` holds: where something is needed, most
+    likely these, and of the last unit that is known without a rerun."""
+    units: dict[object, list[Privilege]] = {}
+    for member in members:
+        units.setdefault(next((unit for unit in together if member in unit), member), []).append(member)
+    return sorted(units.values(), key=lambda unit: len(unit) > 1)
 
 
 def _late(until: float | None) -> bool:

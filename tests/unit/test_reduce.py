@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.model import Capability, Doubt, Requirement
-from profiler.synthesizer.reduce import doubted, meets, reduce, stand_ins
+from profiler.model import Capability, Doubt, Observation, Process, Requirement
+from profiler.synthesizer.reduce import asked_together, doubted, meets, reduce, stand_ins
 
 NAMES = ["A", "B", "C", "D", "E"]
 WEIGHTS = {"A": 1, "B": 2, "C": 3, "D": 5, "E": 9}
@@ -39,6 +39,17 @@ def test_a_member_is_doubted_that_nothing_sure_asks_for():
     rows = [need("A", doubt=Doubt.EVEN), need("A", "B"), need("C", doubt=Doubt.EVEN), need("D"), need("E")]
     assert names(doubted(rows, frozenset(map(Capability, "BCD")))) == ["C"]
     assert names(doubted(rows, frozenset(map(Capability, "ACD")))) == ["C"]
+
+
+def test_what_the_same_calls_asked_for_belongs_together():
+    capset = Observation("capset", (), 0, None, Process(1, "/usr/bin/crun"))
+    kill = Observation("kill", (), 0, None, Process(1, "/usr/bin/crun"))
+
+    def row(name, *evidence):
+        return Requirement((frozenset({Capability(name)}),), "", Doubt.DOUBTFUL, evidence)
+
+    rows = [row("A", capset), row("B", capset), row("C", kill, capset), row("D", kill), row("E", capset)]
+    assert [names(group) for group in asked_together(rows, frozenset(map(Capability, "ABCD")))] == [["A", "B"]]
 
 
 def test_a_forced_member_has_a_lighter_stand_in_where_it_is_an_alternative():

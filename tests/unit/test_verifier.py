@@ -5,7 +5,7 @@ import pytest
 from profiler.errors import UnverifiedError
 from profiler.model import Capability, Outcome
 from profiler.verifier.bench import Bench
-from profiler.verifier.prove import prove
+from profiler.verifier.prove import Hints, prove
 from profiler.verifier.refine import passing
 
 ALL = frozenset(Capability(n) for n in "ABCDEFGHIJKLMNOP")
@@ -106,14 +106,14 @@ def test_several_that_nobody_needs_are_dropped_together():
 
 def test_what_is_doubtful_is_removed_together_and_first():
     sandbox = Imagined("AB")
-    proof = prove(bench_of(sandbox), caps("ABCD"), order=order, doubtful=caps("CD"))
+    proof = prove(bench_of(sandbox), caps("ABCD"), order=order, hints=Hints(doubtful=caps("CD")))
     assert proof.recipe == caps("AB") and proof.complete
     assert [len(recipe) for recipe in sandbox.ran] == [2, 1, 1, 2]  # both at once, A, B, and what is left once more
 
 
 def test_what_is_doubtful_and_needed_is_told_apart():
     sandbox = Imagined("ABC")
-    proof = prove(bench_of(sandbox), caps("ABCD"), order=order, doubtful=caps("CD"))
+    proof = prove(bench_of(sandbox), caps("ABCD"), order=order, hints=Hints(doubtful=caps("CD")))
     assert proof.recipe == caps("ABC") and proof.complete
     # both, D alone, the rest, and what is left once more; C alone was removed with D
     assert len(sandbox.ran) == 1 + 1 + 2 + 1
@@ -168,19 +168,19 @@ def test_groups_need_fewer_reruns_than_members():
 
 def test_a_stand_in_that_suffices_takes_the_members_place():
     sandbox = Imagined("AC", "BC")
-    proof = prove(bench_of(sandbox), caps("BCD"), order=order, instead={Capability("B"): caps("A")})
+    proof = prove(bench_of(sandbox), caps("BCD"), order=order, hints=Hints(instead={Capability("B"): caps("A")}))
     assert proof.recipe == caps("AC") and proof.complete and Capability("B") in proof.dropped
 
 
 def test_a_stand_in_that_fails_proves_the_member_without_a_rerun_more():
     sandbox = Imagined("BC")
-    proof = prove(bench_of(sandbox), caps("BC"), order=order, instead={Capability("B"): caps("A")})
+    proof = prove(bench_of(sandbox), caps("BC"), order=order, hints=Hints(instead={Capability("B"): caps("A")}))
     assert proof.recipe == caps("BC") and proof.complete
     assert len(sandbox.ran) == 2
 
 
 def test_a_member_that_nobody_needs_needs_no_stand_in():
-    proof = prove(bench_of(Imagined("C")), caps("BC"), order=order, instead={Capability("B"): caps("A")})
+    proof = prove(bench_of(Imagined("C")), caps("BC"), order=order, hints=Hints(instead={Capability("B"): caps("A")}))
     assert proof.recipe == caps("C") and proof.complete
 
 
@@ -210,6 +210,16 @@ def test_who_goes_on_as_who_it_was_may_need_nothing_at_all():
     proof = prove(bench_of(sandbox), recipe, order=lambda p: 1)
     assert proof.recipe == frozenset() and proof.complete
     assert len(sandbox.ran) == 2 + 1 + 1  # SETUID, SETGID, everything, and nothing once more
+
+
+@pytest.mark.parametrize(("hidden", "runs"), [("ABCD", 3 + 4 + 1), ("AH", 4 + 1 + 1)])
+def test_what_one_call_asked_for_is_taken_apart_last(hidden, runs):
+    sandbox = Imagined(hidden)
+    bench = bench_of(sandbox)
+    passing(bench, [caps("A"), caps("ABCDEFGH")], ALL, order=lambda p: 1, investigate=nothing)
+    proof = prove(bench, caps("ABCDEFGH"), order=lambda p: 1, hints=Hints(together=(caps("BCD"), caps("AE"))))
+    assert proof.recipe == caps(hidden) and proof.complete
+    assert len(sandbox.ran) == 2 + runs
 
 
 def test_no_time_left_proves_nothing_and_loses_nothing():
