@@ -22,7 +22,7 @@ from profiler.harness.native.sandbox import NativeSandbox
 from profiler.kernel import device_filter
 from profiler.kernel.capabilities import sets_of
 from profiler.kernel.mountinfo import mounts_of
-from profiler.leftovers import STATE, owner_tag
+from profiler.leftovers import PREFIX, STATE, owner_tag
 from profiler.model import Capability, Device, DeviceClass, SecurityOption, Syscalls
 from profiler.tracer.session import trace
 
@@ -79,7 +79,7 @@ def test_what_it_writes_is_gone(shell, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert (tmp_path / "there").read_text() == "host\n"
     assert Path("/etc/passwd").exists()
-    assert native.PREFIX not in Path("/proc/self/mountinfo").read_text()
+    assert PREFIX not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_nothing_is_left_and_it_starts_quickly(sandbox, capsys):

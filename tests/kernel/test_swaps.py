@@ -23,6 +23,12 @@ AREAS = {
     "nested": f"{IMAGE} && truncate -s 8M at/inner && mkfs.ext4 -q at/inner && mkdir in && "
     "mount -o loop at/inner in && dd if=/dev/zero of=in/swap bs=1M count=2 && mkswap in/swap && swapon in/swap",
 }
+# A file system of the run's own, which has no path once it is gone; also one that only a part of the run has seen.
+AREAS["tmpfs"] = f"mount -t tmpfs none /mnt && cd /mnt && {AREAS['file']}"
+AREAS["namespace"] = (
+    f"unshare --mount sh -c '{AREAS['tmpfs']} && exec sleep 60 > /dev/null' & "
+    "for i in $(seq 100); do grep -q /swap /proc/swaps && break; sleep 0.1; done; grep -q /swap /proc/swaps"
+)
 
 
 def areas():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ from typing import NoReturn
 
 from profiler.errors import ProfilerError
 from profiler.harness.fingerprint import digest_of, stamp_of
-from profiler.harness.loops import remove_layers
+from profiler.harness.loops import let_go, remove_layers
 from profiler.harness.native import cgroups, system
 from profiler.harness.native import mounts as host_mounts
 from profiler.harness.native import root as layers
@@ -31,6 +32,7 @@ from profiler.kernel import namespaces
 from profiler.kernel.capabilities import drop_bounding, set_own
 from profiler.kernel.gate import gate_elf
 from profiler.kernel.loopback import raise_loopback
+from profiler.kernel.loops import BoundLoop, bound
 from profiler.kernel.mountinfo import Mount, mounts_of
 
 _MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3: executable although vm.memfd_noexec says otherwise
@@ -52,21 +54,81 @@ def main(spec_fd: int, control_fd: int) -> int:
     control.set_inheritable(False)
     host = _look_at_host(spec)
     helper = os.pidfd_open(os.getpid())
+    end = _End.make()
+    left: tuple[BoundLoop, ...] = ()
     try:
         namespaces.unshare(namespaces.CLONE_NEWPID)
         init = os.fork()
         if init == 0:
-            _init(spec, host, control, helper, defaults)
+            end.close_helpers()
+            _init(spec, host, control, helper, defaults, end)
+        end.close_inits()
         control.close()
         _let_go_of_stdio()
+        left = end.left()
         os.waitpid(init, 0)
     except OSError as error:
         _tell_failure(control, error)
     finally:
         cgroups.remove(host.groups)
+        let_go(left)
         for store in spec.stores:
             remove_layers(Path(store))
     return 0
+
+
+@dataclass(frozen=True)
+class _End:
+    """What init and helper say to each other at the end, over two pipes.
+
+    A file system that was mounted in the sandbox alone is gone with it, but for a file that a loop device is bound to:
+    that has no path then, and only its device's number tells whose it was. Init names those numbers and waits for the
+    helper to have looked, since the kernel gives a number away again.
+    """
+
+    told: int  # the helper reads init's words here
+    tell: int
+    waits: int  # init waits here for the end
+    wait_over: int
+
+    @classmethod
+    def make(cls) -> _End:
+        return cls(*os.pipe(), *os.pipe())
+
+    def close_helpers(self) -> None:
+        os.close(self.told)
+        os.close(self.wait_over)
+
+    def close_inits(self) -> None:
+        os.close(self.tell)
+        os.close(self.waits)
+
+    def say(self) -> None:
+        """Init's part. Quiet when the helper is gone."""
+        with contextlib.suppress(OSError):
+            os.write(self.tell, json.dumps(sorted(_devices_mounted())).encode())
+            os.close(self.tell)
+            os.read(self.waits, 1)
+
+    def left(self) -> tuple[BoundLoop, ...]:
+        """The helper's part, which waits for init's: the loop devices on file systems of the sandbox alone. None when
+        init was killed."""
+        with os.fdopen(self.told, "rb") as told:
+            words = told.read()
+        devices = frozenset(json.loads(words)) - {mount.device for mount in mounts_of()} if words else frozenset()
+        loops = tuple(loop for loop in bound() if loop.device in devices)
+        os.close(self.wait_over)
+        return loops
+
+
+def _devices_mounted() -> set[int]:
+    """The anonymous devices (tmpfs, overlays) that are mounted for any process of this PID namespace."""
+    found: set[int] = set()
+    for entry in os.listdir("/proc"):  # noqa: PTH208 (names only)
+        if entry.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                found.update(mount.device for mount in mounts_of(entry) if os.major(mount.device) == 0)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +152,7 @@ def _look_at_host(spec: Spec) -> _Host:
 
 
 def _init(
-    spec: Spec, host: _Host, control: socket.socket, helper: int, defaults: tuple[signal.Signals, ...]
+    spec: Spec, host: _Host, control: socket.socket, helper: int, defaults: tuple[signal.Signals, ...], end: _End
 ) -> NoReturn:
     """Process 1: never returns. Its own end ends every process of the namespace. The workload gets `defaults` reset."""
     try:
@@ -108,6 +170,7 @@ def _init(
     except (OSError, ProfilerError) as error:
         _tell_failure(control, error)
     finally:
+        end.say()
         os._exit(0)
 
 
