@@ -172,24 +172,25 @@ def test_it_becomes_a_program_found_in_path(steered, output):
 
 
 def slow_gate_elf():
-    """The gate with a thousand segments more: its memory looks like the gate's long before its exec has ended."""
+    """The gate with as many segments more as fit (a page of headers, load_elf_phdrs in fs/binfmt_elf.c), each with a part
+    to be cleared: its memory looks like the gate's long before its exec has ended."""
     header = bytearray(gate.gate_elf())
     offset, count = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
     own = bytes(header[offset : offset + 56 * count])
-    more = b"".join(
-        struct.pack("<IIQQQQQQ", gate.PT_LOAD, gate.PF_R, 0, address, address, 64, 64, 0x1000)
-        for address in range(0x1000000, 0x1000000 + 1000 * 0x2000, 0x2000)
-    )
+    more = [
+        struct.pack("<IIQQQQQQ", gate.PT_LOAD, gate.PF_R | gate.PF_W, 0, address, address, 64, 0x2000, 0x1000)
+        for address in range(0x1000000, 0x1000000 + (4096 // 56 - count) * 0x4000, 0x4000)
+    ]
     struct.pack_into("<Q", header, 32, len(header))
-    struct.pack_into("<H", header, 56, count + 1000)
-    return bytes(header) + own + more
+    struct.pack_into("<H", header, 56, count + len(more))
+    return bytes(header) + own + b"".join(more)
 
 
 def test_it_is_stopped_though_its_exec_has_not_yet_ended(tmp_path):
     program = tmp_path / "slow"
     program.write_bytes(slow_gate_elf())
     program.chmod(0o555)
-    for _ in range(30):  # most of them are seized before the stop that reports their exec
+    for _ in range(100):  # many of them are seized before the stop that reports their exec
         pid = os.posix_spawn(program, ["slow"], {})
         try:
             while not gate.is_at_gate(pid):
