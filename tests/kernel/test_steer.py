@@ -172,8 +172,8 @@ def test_it_becomes_a_program_found_in_path(steered, output):
 
 
 def slow_gate_elf():
-    """The gate with as many segments more as fit (a page of headers, load_elf_phdrs in fs/binfmt_elf.c), each with a part
-    to be cleared: its memory looks like the gate's long before its exec has ended."""
+    """The gate with as many segments more as fit (a page of headers: load_elf_phdrs in fs/binfmt_elf.c), each with a
+    part to be cleared: its memory looks like the gate's long before its exec has ended."""
     header = bytearray(gate.gate_elf())
     offset, count = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
     own = bytes(header[offset : offset + 56 * count])
