@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -58,5 +60,9 @@ class Profiles:
 
 
 def place_of(manifest: Path | None) -> Path:
-    """Where the final profile goes: beside the manifest, or into the working directory where there is none."""
-    return manifest.with_suffix(".seccomp.json") if manifest is not None else Path("capprofile.seccomp.json")
+    """Where the final profile goes: beside the manifest; where there is none into the working directory, or into a new
+    one for temporary files if that cannot be written."""
+    if manifest is not None:
+        return manifest.with_suffix(".seccomp.json")
+    directory = Path() if os.access(".", os.W_OK) else Path(tempfile.mkdtemp(prefix="capprofile-"))
+    return directory / "capprofile.seccomp.json"

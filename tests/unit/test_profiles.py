@@ -14,7 +14,7 @@ import profiler.profiles
 from profiler.errors import UsageError
 from profiler.kernel import bpf
 from profiler.model import AllowList, Capability, Recipe, Syscalls, needs_profile
-from profiler.profiles import Profiles
+from profiler.profiles import Profiles, place_of
 
 DENIED = {"CHOWN": "read", "FOWNER": "write", "KILL": "open", "MKNOD": "close"}  # by the filter with this capability
 
@@ -73,3 +73,15 @@ def test_what_cannot_be_kept_is_a_usage_error_and_what_is_there_stays(tmp_path: 
         with pytest.raises(UsageError, match="cannot be written"):
             profiles.keep(recipe("CHOWN"), tmp_path / "profile.json")
     assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
+
+
+def test_the_final_profile_has_a_place_where_the_working_directory_has_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("profiler.profiles.os.access", lambda path, mode: True)
+    assert place_of(None) == Path("capprofile.seccomp.json")
+    assert place_of(Path("/x/manifest.json")) == Path("/x/manifest.seccomp.json")
+    monkeypatch.setattr("profiler.profiles.os.access", lambda path, mode: False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = place_of(None)
+    assert place.parent.is_dir()
+    assert place.parent.parent == tmp_path
