@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from profiler.model import Capability, Privilege, Recipe, Rerun
+from profiler.model import Capability, Privilege, Recipe, Rerun, Syscalls
 from profiler.verifier.bench import Bench
 
 GROUPED: Final = 4  # members from which on groups save reruns
@@ -59,8 +59,9 @@ def prove(
     - what was added to a recipe that failed: mostly not needed; where it is much, in groups, halved where that fails.
       What one call asked for (a container engine's list for capset(2)) is removed at once, and taken apart only when
       all else has been tried;
-    - what is `doubtful`: all of it together, since a workload that carries on after one refusal mostly
-      does so after another; where that fails one by one, those last that have a stand-in;
+    - what is `doubtful` of the first recipe: all of it together, since a workload that carries on after one refusal
+      mostly does so after another; where that fails one by one, those last that have a stand-in;
+    - calls that the engine's filter refuses: there often is another way (chroot for pivot_root);
     - the rest, the most dangerous first, as many at a time as the bench runs in parallel. Where several of these are
       unneeded alone, they are removed together; if that fails they stand in for each other, and go one by one. `FORKS`
       come first: what goes on without any of these may go on without all.
@@ -77,7 +78,8 @@ def prove(
 
     removal = _Removal(bench, recipe, until, ranked, dict(hints.instead))
     ordered = sorted(recipe, key=ranked)
-    added = recipe - max((r.recipe for r in bench.runs if not r.passed and r.recipe < recipe), key=len, default=recipe)
+    failed = [rerun.recipe for rerun in bench.runs if not rerun.passed and rerun.recipe < recipe]
+    added, lean = recipe - max(failed, key=len, default=recipe), min(failed, key=len, default=recipe)
 
     def untried() -> list[Privilege]:
         return [member for member in ordered if member in removal.current and member not in removal.needed]
@@ -87,10 +89,11 @@ def prove(
         removal.halves(units)
     else:
         removal.in_turn(units)
-    open_ones = [member for member in untried() if member in hints.doubtful - added]
+    open_ones = [member for member in untried() if member in hints.doubtful & lean]
     if len(open_ones) > 1:
         removal.without(open_ones)
     removal.in_turn([member] for member in sorted(open_ones, key=lambda member: member in removal.instead))
+    removal.each([member for member in untried() if isinstance(member, Syscalls)])
     forks = [member for member in untried() if member in FORKS]
     removal.each(forks)
     if forks and len(removal.current) > 1 and removal.current.isdisjoint(FORKS):

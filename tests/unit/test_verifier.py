@@ -3,7 +3,7 @@
 import pytest
 
 from profiler.errors import UnverifiedError
-from profiler.model import Capability, Outcome
+from profiler.model import Capability, Outcome, Syscalls
 from profiler.verifier.bench import Bench
 from profiler.verifier.prove import Hints, prove
 from profiler.verifier.refine import passing
@@ -220,6 +220,29 @@ def test_what_one_call_asked_for_is_taken_apart_last(hidden, runs):
     proof = prove(bench, caps("ABCDEFGH"), order=lambda p: 1, hints=Hints(together=(caps("BCD"), caps("AE"))))
     assert proof.recipe == caps(hidden) and proof.complete
     assert len(sandbox.ran) == 2 + runs
+
+
+def test_filtered_calls_are_tried_before_what_is_sure():
+    """Where buildah may not pivot_root it goes another way: nothing was to be proved again for that."""
+    call, needed = Syscalls(("pivot_root",)), frozenset(map(Capability, ["SYS_ADMIN", "SETUID", "CHOWN"]))
+    sandbox = Imagined()
+    sandbox.enough = [needed]
+    proof = prove(bench_of(sandbox), needed | {call}, order=lambda p: 1)
+    assert proof.recipe == needed and proof.complete and len(sandbox.ran) == 1 + 3 + 1
+
+
+def test_what_completed_a_failing_recipe_is_not_doubted_again():
+    sandbox = Imagined("ABCD")
+    bench = bench_of(sandbox)
+    passing(
+        bench,
+        [caps("A")],
+        ALL,
+        order=order,
+        investigate=lambda rerun: caps("BC") if len(rerun.recipe) < 3 else caps("D"),
+    )
+    proof = prove(bench, caps("ABCD"), order=order, hints=Hints(doubtful=caps("BC")))
+    assert proof.recipe == caps("ABCD") and proof.complete and len(sandbox.ran) == 3 + 3
 
 
 def test_no_time_left_proves_nothing_and_loses_nothing():
