@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 from program import capprofile, environment
 
 from profiler.leftovers import STATE
@@ -80,7 +81,7 @@ def test_not_root(words: tuple[str, ...]) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=60 * SLOWER,
         cwd="/",
     )
     refused(done, HOST, "root")
@@ -148,7 +149,7 @@ def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
     place.mkdir()
     done = subprocess.run(
         ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "profiler.cli", "run", "--", "true"],
-        cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=60,
+        cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=60 * SLOWER,
     )  # fmt: skip
     refused(done, USAGE, "working directory")
 

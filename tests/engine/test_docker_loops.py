@@ -2,6 +2,7 @@
 
 import images
 import pytest
+from pace import SLOWER
 
 from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.kernel.loops import bound
@@ -26,7 +27,7 @@ def test_what_it_bound_to_a_file_of_its_own_goes_with_it(file, then):
     sandbox = DockerSandbox(words)
     try:
         pool = frozenset({DeviceClass("b", 7, None, "rw", nodes)})
-        outcome = sandbox.rerun(pool, timeout=60 if then == "exit 7" else 2)
+        outcome = sandbox.rerun(pool, timeout=60 * SLOWER if then == "exit 7" else 2)
     finally:
         sandbox.close()
     if not outcome.stdout.startswith(b"/dev/loop"):
@@ -54,7 +55,7 @@ def test_so_does_what_it_has_switched_on_as_swap(where):
     sandbox = DockerSandbox(words)
     try:
         pool = frozenset({DeviceClass("b", 7, None, "rw", nodes), Capability("SYS_ADMIN")})
-        outcome = sandbox.rerun(pool | (options & sandbox.broad()), timeout=60)
+        outcome = sandbox.rerun(pool | (options & sandbox.broad()), timeout=60 * SLOWER)
     finally:
         sandbox.close()
     if outcome.exit_code == 1:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 
 from profiler.errors import HostError, UsageError
 from profiler.harness.docker import gate as docker_gate
@@ -41,7 +42,7 @@ FILES = {
 
 
 def docker(*words, stdin=None, check=True):
-    return subprocess.run(["docker", *words], input=stdin, capture_output=True, check=check, timeout=60)
+    return subprocess.run(["docker", *words], input=stdin, capture_output=True, check=check, timeout=60 * SLOWER)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_what_is_said_to_be_granted_is_granted(sandbox):
     broad = box.broad()
     assert {Capability(name) for name in facts.grantable} <= broad
     assert SecurityOption("systempaths=unconfined") in broad
-    outcome = box.rerun(broad, timeout=30)
+    outcome = box.rerun(broad, timeout=30 * SLOWER)
     assert outcome.exit_code == 0
     status = dict(line.split(":\t", 1) for line in outcome.stdout.decode().splitlines() if ":\t" in line)
     assert int(status["CapEff"], 16).bit_count() == len(facts.grantable)
@@ -135,8 +136,10 @@ def test_what_is_said_to_be_granted_is_granted(sandbox):
 
 def test_nodes_that_the_workload_makes_work_in_the_broad_run(sandbox):
     script = "/bin/busybox mknod /n c 1 5 && /bin/busybox mknod /k c 1 11 && head -c 1 /n && : < /k"
-    assert sandbox(IMAGE, "sh", "-c", script).rerun(sandbox(IMAGE).broad(), timeout=30).exit_code == 0
-    assert sandbox(IMAGE, "sh", "-c", script).rerun(frozenset({Capability("MKNOD")}), timeout=30).exit_code != 0
+    assert sandbox(IMAGE, "sh", "-c", script).rerun(sandbox(IMAGE).broad(), timeout=30 * SLOWER).exit_code == 0
+    assert (
+        sandbox(IMAGE, "sh", "-c", script).rerun(frozenset({Capability("MKNOD")}), timeout=30 * SLOWER).exit_code != 0
+    )
 
 
 def test_filter_depends_on_the_capabilities(sandbox):
@@ -156,8 +159,8 @@ def test_recipe_is_exactly_what_the_rerun_has(sandbox):
     script = "mkdir /m && mount -t tmpfs none /m"
     box = sandbox("--privileged", "--cap-add", "SYS_ADMIN", IMAGE, "sh", "-c", script)
     needed = frozenset({Capability("SYS_ADMIN"), SecurityOption("apparmor=unconfined")})
-    assert box.rerun(NOTHING, timeout=30).exit_code != 0
-    assert box.rerun(needed, timeout=30).exit_code == 0
+    assert box.rerun(NOTHING, timeout=30 * SLOWER).exit_code != 0
+    assert box.rerun(needed, timeout=30 * SLOWER).exit_code == 0
     command = box.docker_command(frozenset({Capability("SYS_ADMIN")}))
     assert command == ("docker", "run", "--cap-drop", "ALL", "--cap-add", "SYS_ADMIN", IMAGE, "sh", "-c", script)
 
@@ -172,14 +175,14 @@ def test_recipe_is_exactly_what_the_rerun_has(sandbox):
     ],
 )
 def test_rerun_answers_as_docker_run_does(sandbox, words, code):
-    outcome = sandbox("--rm", "-d", IMAGE, *words).rerun(NOTHING, timeout=30)
+    outcome = sandbox("--rm", "-d", IMAGE, *words).rerun(NOTHING, timeout=30 * SLOWER)
     assert outcome.exit_code == code
     assert not outcome.timed_out
 
 
 def test_rerun_keeps_the_end_of_both_outputs(sandbox):
     script = "yes 0123456 | head -c 1000000; echo end; echo words >&2"
-    outcome = sandbox(IMAGE, "sh", "-c", script).rerun(NOTHING, timeout=60)
+    outcome = sandbox(IMAGE, "sh", "-c", script).rerun(NOTHING, timeout=60 * SLOWER)
     assert len(outcome.stdout) == 64 * 1024
     assert outcome.stdout.endswith(b"0123456\nend\n")
     assert outcome.stderr == b"words\n"
@@ -201,7 +204,7 @@ def test_reruns_go_on_at_a_time(sandbox):
     box = sandbox(IMAGE, "sh", "-c", "echo $HOSTNAME")
     assert box.parallel()
     with ThreadPoolExecutor(3) as executor:
-        outcomes = executor.map(lambda slot: box.rerun(NOTHING, timeout=60, slot=slot), range(3))
+        outcomes = executor.map(lambda slot: box.rerun(NOTHING, timeout=60 * SLOWER, slot=slot), range(3))
     assert len({outcome.stdout for outcome in outcomes}) == 3
 
 
@@ -216,7 +219,7 @@ def test_every_run_reads_the_same_input_and_has_fresh_volumes(sandbox, tmp_path)
         assert outcome_of_held(box).exit_code == 0
     assert (tmp_path / "out").read_bytes() == b"hello\n"
     for _ in range(2):
-        outcome = box.rerun(NOTHING, timeout=30)
+        outcome = box.rerun(NOTHING, timeout=30 * SLOWER)
         assert (outcome.exit_code, outcome.stdout) == (0, b"hello\n")
     assert docker("volume", "ls", "-q").stdout == before
     os.close(reader)
@@ -234,7 +237,7 @@ def test_without_i_our_input_is_left_alone(sandbox):
 
 
 def test_device_that_is_gone_fails_the_run_as_docker_would(sandbox):
-    outcome = sandbox(IMAGE, "echo").rerun(frozenset({Device("/dev/no-such-node")}), timeout=30)
+    outcome = sandbox(IMAGE, "echo").rerun(frozenset({Device("/dev/no-such-node")}), timeout=30 * SLOWER)
     assert outcome.exit_code == 125
     assert b"no-such-node" in outcome.stderr
 
@@ -256,7 +259,7 @@ def with_command(image):
         env={**os.environ, "DOCKER_BUILDKIT": "0"},
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=60 * SLOWER,
     )
     yield name
     docker("rmi", "--force", name)
@@ -408,7 +411,7 @@ def test_taken_name_is_the_users_to_free(sandbox):
     finally:
         docker("rm", name)
     box = sandbox("--name", name, IMAGE, "id")
-    assert [box.rerun(NOTHING, timeout=30).exit_code for _ in range(2)] == [0, 0]
+    assert [box.rerun(NOTHING, timeout=30 * SLOWER).exit_code for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.parametrize(

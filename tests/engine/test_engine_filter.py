@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from pace import SLOWER
 
 from profiler.kernel import bpf
 from profiler.kernel.filters import filters_of
@@ -31,7 +32,7 @@ ARGUMENTS = [
 
 
 def docker(*args: str, stdin: bytes | None = None, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["docker", *args], input=stdin, capture_output=True, check=check, timeout=60)
+    return subprocess.run(["docker", *args], input=stdin, capture_output=True, check=check, timeout=60 * SLOWER)
 
 
 @pytest.fixture(scope="module")

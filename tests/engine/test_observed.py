@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 
 from profiler import observing, pipeline
 from profiler.harness.docker.sandbox import DockerSandbox
@@ -35,7 +36,7 @@ def profiled(busybox_image):
 
 
 def run(command):
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60 * SLOWER)
 
 
 def test_the_workload_passes_with_the_observed_calls_and_with_no_others(profiled, tmp_path):

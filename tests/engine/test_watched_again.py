@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pace import SLOWER
 
 from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.model import Capability, Syscalls
@@ -31,7 +32,7 @@ def both_ways(tools_image):
         first = sandbox(flags, script)
         with Profiles(first.filter_of) as profiles:
             first.profile_of = profiles.path_of
-            outcome = first.rerun(recipe, timeout=60)
+            outcome = first.rerun(recipe, timeout=60 * SLOWER)
             expected = ("-e", f"EXPECTED={outcome.stdout.decode().rstrip()}")
             again = sandbox((*flags, *expected), f'[ "$({script})" = "$EXPECTED" ]')
             again.profile_of = profiles.path_of

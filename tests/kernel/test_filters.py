@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 
 from profiler.errors import HostError
 from profiler.kernel import bpf
@@ -68,7 +69,7 @@ def errno_of(number: int, *args: int) -> int:
 
 
 def wait_for_state(pid: int, states: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 10 * SLOWER
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in states:
         assert time.monotonic() < deadline
         os.sched_yield()

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 
 from profiler.errors import HostError, UsageError
 from profiler.harness.native import cgroups
@@ -51,7 +52,7 @@ def sandbox(tmp_path):
 def shell(sandbox):
     """Runs a script with a recipe; returns its outcome."""
 
-    def run(script, recipe=NOTHING, timeout=20.0, **options):
+    def run(script, recipe=NOTHING, timeout=20.0 * SLOWER, **options):
         return sandbox("sh", "-c", script, **options).rerun(recipe, timeout=timeout)
 
     return run
@@ -85,7 +86,7 @@ def test_what_it_writes_is_gone(shell, tmp_path):
 def test_nothing_is_left_and_it_starts_quickly(sandbox, capsys):
     one = sandbox("true")
     started = time.monotonic()
-    outcome = one.rerun(NOTHING, timeout=20)
+    outcome = one.rerun(NOTHING, timeout=20 * SLOWER)
     with capsys.disabled():
         print(f"\nembedded sandbox: {time.monotonic() - started:.3f} s for a run of {outcome.seconds:.3f} s")
     assert outcome.exit_code == 0
@@ -228,7 +229,7 @@ def test_nodes_that_it_makes_are_limited_too(shell):
 
 def test_the_broad_recipe_has_every_device_and_no_limit(sandbox):
     one = sandbox("sh", "-c", "find /dev -type b -o -type c; mknod /opt/n c 10 229 && true < /opt/n && echo opened")
-    outcome = one.rerun(one.broad(), timeout=20)
+    outcome = one.rerun(one.broad(), timeout=20 * SLOWER)
     seen = set(outcome.stdout.decode().split())
     nodes = {p.path for p in one.broad() if isinstance(p, Device)}
     assert nodes <= seen
@@ -269,10 +270,10 @@ def test_exit_codes(shell, script, code):
 
 
 def test_a_missing_command_is_the_shells_answer(sandbox, tmp_path):
-    outcome = sandbox("no-such-command").rerun(NOTHING, timeout=20)
+    outcome = sandbox("no-such-command").rerun(NOTHING, timeout=20 * SLOWER)
     assert (outcome.exit_code, outcome.stderr) == (127, b"capprofile: no-such-command: No such file or directory\n")
     (tmp_path / "data").write_text("no program")
-    assert sandbox("./data").rerun(NOTHING, timeout=20).exit_code == 126
+    assert sandbox("./data").rerun(NOTHING, timeout=20 * SLOWER).exit_code == 126
 
 
 def test_it_is_not_process_1_and_its_orphans_end_with_it(shell):
@@ -303,7 +304,7 @@ def test_reruns_in_parallel(sandbox):
     codes = {}
 
     def rerun(slot):
-        codes[slot] = one.rerun(ADMIN, timeout=30, slot=slot).exit_code
+        codes[slot] = one.rerun(ADMIN, timeout=30 * SLOWER, slot=slot).exit_code
 
     threads = [threading.Thread(target=rerun, args=(slot,)) for slot in range(3)]
     for thread in threads:
@@ -315,7 +316,7 @@ def test_reruns_in_parallel(sandbox):
 
 def test_a_directory_that_is_not_there(sandbox):
     with pytest.raises(HostError, match="not-there"):
-        sandbox("true", cwd="/not-there").rerun(NOTHING, timeout=20)
+        sandbox("true", cwd="/not-there").rerun(NOTHING, timeout=20 * SLOWER)
 
 
 def test_arguments_are_checked():
@@ -566,7 +567,7 @@ STATE_OF_PRIVILEGE = (
 def test_a_watched_lean_run_has_the_privileges_of_its_rerun(sandbox, names):
     """What steering needs (SYS_ADMIN, SETPCAP) is gone before the workload begins, and no_new_privs is not set."""
     recipe = frozenset(map(Capability, names))
-    first = sandbox("sh", "-c", STATE_OF_PRIVILEGE).rerun(recipe, timeout=20).stdout.decode()
+    first = sandbox("sh", "-c", STATE_OF_PRIVILEGE).rerun(recipe, timeout=20 * SLOWER).stdout.decode()
     assert "NoNewPrivs:\t0" in first
     # The output of a watched run is thrown away: the workload itself tells whether it is the same.
     run = sandbox("sh", "-c", f'[ "$({STATE_OF_PRIVILEGE})" = "{first.strip()}" ]').start(recipe, quiet=True)

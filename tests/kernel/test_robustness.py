@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 from program import PROGRAM, Running, capprofile, environment, processes, shell
 
 from profiler.leftovers import STATE, start_time
@@ -170,7 +171,12 @@ def test_a_killed_helper_is_told_and_cleaned_up(mark: str, wait_until) -> None:
 def test_a_reader_of_the_workloads_output_that_leaves() -> None:
     command = " ".join([*PROGRAM, "run", "--", "yes"])
     done = subprocess.run(
-        ["sh", "-c", f"{command} | head -1"], env=environment(), capture_output=True, text=True, check=False, timeout=90
+        ["sh", "-c", f"{command} | head -1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90 * SLOWER,
     )
     assert done.stdout == "y\n"
     assert "Traceback" not in done.stderr
@@ -181,7 +187,7 @@ def test_a_reader_of_our_own_words_that_leaves() -> None:
     command = " ".join([*PROGRAM, "run", "--", "true"])
     done = subprocess.run(
         ["sh", "-c", f"{{ {command} 2>&1; echo $? >&2; }} | head -1"],
-        env=environment(), capture_output=True, text=True, check=False, timeout=90,
+        env=environment(), capture_output=True, text=True, check=False, timeout=90 * SLOWER,
     )  # fmt: skip
     assert done.stdout.startswith("capprofile: ")
     assert done.stderr.strip() == str(128 + signal.SIGPIPE)
@@ -377,7 +383,7 @@ def test_no_room_for_state(tmp_path: Path) -> None:
         "$@"
     """)
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *PROGRAM, "run", "--", "true"]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=90)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=90 * SLOWER)
     assert "internal error" not in done.stderr
     assert "Traceback" not in done.stderr
     if done.returncode != 0:
@@ -391,7 +397,7 @@ def test_a_full_place_for_the_manifest(tmp_path: Path) -> None:
     target.mkdir()
     words = ["unshare", "--mount", "sh", "-c", script, str(target), *PROGRAM, "run", "-o", str(target / "m.json")]
     done = subprocess.run(
-        [*words, "--", "true"], env=environment(), capture_output=True, text=True, check=False, timeout=90
+        [*words, "--", "true"], env=environment(), capture_output=True, text=True, check=False, timeout=90 * SLOWER
     )
     assert done.returncode in (2, 3), done.stderr
     assert "internal error" not in done.stderr

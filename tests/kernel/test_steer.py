@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 
 from profiler.errors import HostError, WorkloadError
 from profiler.harness.interface import Credentials
@@ -30,7 +31,7 @@ RECV, SEND = 0xC0502100, 0xC0182101  # SECCOMP_IOCTL_NOTIF_* of linux/seccomp.h
 CONTINUE = 1
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=20.0 * SLOWER):
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 
 from profiler.harness.loops import let_go, swap_off_below
 from profiler.harness.native.sandbox import NativeSandbox
@@ -56,7 +57,7 @@ def sandbox(tmp_path):
     assert in_use() <= before
 
 
-def rerun(one, seconds=30.0):
+def rerun(one, seconds=30.0 * SLOWER):
     return one.rerun(one.broad(), timeout=seconds)
 
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pace import SLOWER
 
 from profiler.model import Observation, Process
 from profiler.tracer.sysctls import Sysctls
@@ -29,7 +30,7 @@ def test_values_are_those_of_the_workloads_namespaces_also_after_its_end() -> No
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         with Sysctls(child.pid) as sysctls:
-            child.communicate(timeout=10)
+            child.communicate(timeout=10 * SLOWER)
             found = sysctls.values([opened(TTL), opened(MSGMAX), opened(Path("/proc/sys/kernel/core_pattern"))])
             assert sysctls.values([opened(TTL, result=-30)]) == {}
     assert found == {"net.ipv4.ip_default_ttl": "77", "kernel.msgmax": "9001"}
