@@ -211,14 +211,14 @@ SITES: tuple[Site, ...] = (
         "SYS_PTRACE",
         "__ptrace_may_access cap_ptrace_access_check",
         _EVEN,
-        "a link of another process below /proc is refused; who looks at every process goes on with the next",
-        "readlink readlinkat stat lstat newfstatat statx",
+        "a file of another process below /proc is refused; who looks at every process goes on with the next",
+        "open openat openat2 readlink readlinkat stat lstat newfstatat statx",
     ),
     _site(
         "SYS_PTRACE",
         "__ptrace_may_access cap_ptrace_access_check",
         _MAYBE,
-        "a file of another process below /proc: without it some figures are zeros (do_task_stat) or missing",
+        "a file of another process below /proc is read: without it some figures are zeros (do_task_stat)",
     ),
     _site("SYS_ADMIN", "ovl_get_fh ovl_can_decode_fh", _NEVER, "overlayfs asks for its mounter"),
     _site(
