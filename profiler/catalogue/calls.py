@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import system_calls
 
+from profiler.catalogue.quiet import QUIET
 from profiler.kernel.bpf import Compare, Rule
 
 FILE: Final = "traced-calls.toml"
@@ -59,6 +60,13 @@ class Catalogue:
             if number is not None:
                 conditions = () if name in always else self.calls[name].conditions
                 rules.append(Rule(number, conditions))
+        return tuple(rules)
+
+    def stopping_rules(self, extra: Iterable[str] = ()) -> tuple[Rule, ...]:
+        """Rules that match every call but the quiet ones: those only where a condition here holds for them."""
+        always = frozenset(extra)
+        rules = list(self.rules(always))
+        rules += [Rule(number) for name, number in _table(NATIVE).items() if name not in QUIET]
         return tuple(rules)
 
     def foreign_numbers(self) -> frozenset[int]:

@@ -1,4 +1,6 @@
-"""Every task of a workload under one tracer, stopped at the entry and at the exit of each of its system calls.
+"""Every task of a workload under one tracer, stopped at the entry and at the exit of its system calls.
+
+A seccomp filter says which calls these are (RET_TRACE): at the others nobody stops.
 
 What is done there an `Overseer` decides. It may have a task make another call before the one that it is about to make,
 with the task's own `syscall` instruction, and it may have a call that has just ended made again. Sources: ptrace(2),
@@ -30,11 +32,12 @@ from profiler.kernel.stops import Ended, Stop
 PTRACE_GET_SYSCALL_INFO: Final = 0x420E
 # struct ptrace_syscall_info: op, arch, instruction_pointer, stack_pointer, then entry{nr, args[6]} or exit{rval, …}
 _INFO: Final = struct.Struct("=BxxxIQQ7Q")
-_ENTRY, _EXIT = 1, 2
+_EXIT, _SECCOMP = 2, 3  # PTRACE_SYSCALL_INFO_EXIT, PTRACE_SYSCALL_INFO_SECCOMP
 _SYSCALL_LENGTH: Final = 2  # of the instruction `syscall`
 _ALL: Final = (1 << 64) - 1
 _OPTIONS: Final = (
     stops.PTRACE_O_EXITKILL
+    | stops.PTRACE_O_TRACESECCOMP
     | func.PTRACE_O_TRACESYSGOOD
     | func.PTRACE_O_TRACEEXEC
     | func.PTRACE_O_TRACEFORK
@@ -95,6 +98,8 @@ class _Followed:
 class Overseen(Steered):
     """A steered process whose workload is overseen. No child of ours: its end is reaped here."""
 
+    _options = stops.PTRACE_O_TRACESECCOMP
+
     def __init__(self, pid: int) -> None:
         """For `seize` only."""
         super().__init__(pid)
@@ -102,6 +107,11 @@ class Overseen(Steered):
         self._tasks: dict[int, _Followed] = {}
         self._early: set[int] = set()  # children that stopped before their parent told of them
         self._reaping = threading.Lock()
+
+    def stop_at(self, program: bytes) -> None:
+        """Make the tracee confine itself by `program`: it stops at the calls to which this answers RET_TRACE, and makes
+        them none the less, as long as it is traced so. Raises as `install_filter`."""
+        self._confine(program, (0,))
 
     def oversee(self, overseer: Overseer) -> None:
         """Let the workload run, in place of `hold`, until every task of it has ended. Raises what `overseer` raises;
@@ -147,7 +157,10 @@ class Overseen(Steered):
         return info.si_pid, Ended(info.si_status if info.si_code == os.CLD_EXITED else -info.si_status)
 
     def _go_on(self, task: int, number: int = 0) -> None:
-        stops.request(func.PTRACE_SYSCALL, task, 0, number)
+        """On to the next call that the filter stops, or to the exit of the one that it makes."""
+        followed = self._tasks.get(task)
+        inside = followed is not None and (followed.entered or followed.own is not None)
+        stops.request(func.PTRACE_SYSCALL if inside else func.PTRACE_CONT, task, 0, number)
 
     # -- stops -------------------------------------------------------------------------------------------------------
 
@@ -155,7 +168,7 @@ class Overseen(Steered):
         followed = self._tasks.get(task)
         if followed is None:
             self._early.add(task)
-        elif stop.is_syscall:
+        elif stop.is_filtered or stop.is_syscall:
             self._at_call(task, followed)
         elif stop.event in _BIRTHS:
             self._made(_message(task), task)
@@ -175,7 +188,7 @@ class Overseen(Steered):
 
     def _at_call(self, task: int, followed: _Followed) -> None:
         operation, arch, _, _, number, *args = _syscall_info(task)
-        if operation == _ENTRY:
+        if operation == _SECCOMP:
             call = Call(number, arch, tuple(args))
             followed.entered = True
             injection = self._overseer.entering(task, call)

@@ -101,17 +101,8 @@ class Steered(Tracee):
         The listener is a file descriptor of ours, close-on-exec; the tracee keeps none. Raises HostError where the
         kernel refuses it (seccomp(2): EBUSY, EACCES, EINVAL) and ValueError for what is no array of struct sock_filter.
         """
-        count, rest = divmod(len(program), _SOCK_FILTER)
-        if rest or not count:
-            raise ValueError(f"{len(program)} bytes are no array of struct sock_filter")
-        fprog = self.write(struct.pack("<HxxxxxxQ", count, self.write(program)))
-        flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
-        result = self.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, fprog)
-        if result == -errno.EINVAL:
-            flags = SECCOMP_FILTER_FLAG_NEW_LISTENER
-            result = self.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, fprog)
-        if result < 0:
-            raise _filter_refused(-result)
+        killable = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+        result = self._confine(program, (killable, SECCOMP_FILTER_FLAG_NEW_LISTENER))
         try:
             listener = self._fetch(result)
         finally:
@@ -123,6 +114,21 @@ class Steered(Tracee):
                 "run the container with another seccomp profile: the calls close and seccomp must be open to it",
             )
         return listener
+
+    def _confine(self, program: bytes, flags: Sequence[int]) -> int:
+        """The answer to seccomp(2) with the first of these flags that the kernel knows. Raises as `install_filter`."""
+        count, rest = divmod(len(program), _SOCK_FILTER)
+        if rest or not count:
+            raise ValueError(f"{len(program)} bytes are no array of struct sock_filter")
+        fprog = self.write(struct.pack("<HxxxxxxQ", count, self.write(program)))
+        result = -errno.EINVAL
+        for one in flags:
+            result = self.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, one, fprog)
+            if result != -errno.EINVAL:
+                break
+        if result < 0:
+            raise _filter_refused(-result)
+        return result
 
     def _fetch(self, fd: int) -> int:
         pidfd = self._pidfd

@@ -25,7 +25,9 @@ PTRACE_INTERRUPT = 0x4207
 PTRACE_LISTEN = 0x4208
 PTRACE_GETSIGMASK = 0x420A
 PTRACE_SETSIGMASK = 0x420B
+PTRACE_EVENT_SECCOMP = 7
 PTRACE_EVENT_STOP = 128
+PTRACE_O_TRACESECCOMP = 1 << PTRACE_EVENT_SECCOMP
 PTRACE_O_EXITKILL = 1 << 20
 
 # linux/wait.h, linux/signal.h
@@ -69,6 +71,11 @@ class Stop:
     def is_interrupt(self) -> bool:
         """PTRACE_INTERRUPT took effect, or a group-stop began or ended. No signal is involved."""
         return self.event == PTRACE_EVENT_STOP
+
+    @property
+    def is_filtered(self) -> bool:
+        """A seccomp filter has answered RET_TRACE to the call that it is about to make."""
+        return bool(self.event == PTRACE_EVENT_SECCOMP)
 
     @property
     def delivers(self) -> bool:
@@ -116,11 +123,11 @@ def request(command: int, pid: int, address: int = 0, data: int = 0) -> None:
         raise oserror(f"ptrace({command:#x}, {pid})", errno=error.errno) from error
 
 
-def seize(pid: int) -> None:
+def seize(pid: int, more: int = 0) -> None:
     """Attach to `pid` without stopping it. It gets SIGKILL when this thread ends, in whatever way; exec and exit are
-    reported."""
+    reported, and what the options `more` add."""
     options = PTRACE_O_EXITKILL | func.PTRACE_O_TRACEEXEC | func.PTRACE_O_TRACEEXIT | func.PTRACE_O_TRACESYSGOOD
-    request(PTRACE_SEIZE, pid, 0, options)
+    request(PTRACE_SEIZE, pid, 0, options | more)
 
 
 def let_die(pid: int) -> None:

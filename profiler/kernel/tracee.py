@@ -46,6 +46,8 @@ class Tracee:
     a waiting thread would take its stops. Otherwise its parent sees the end as soon as `hold` or `kill` has.
     """
 
+    _options = 0  # of ptrace, beyond those of `stops.seize`
+
     def __init__(self, pid: int) -> None:
         """For `seize` only."""
         self.pid = pid
@@ -168,7 +170,7 @@ class Tracee:
 
     def _attach(self) -> None:
         try:
-            stops.seize(self.pid)
+            stops.seize(self.pid, self._options)
         except ProcessLookupError as error:
             raise TraceeEndedError(self.pid, None) from error
         except OSError as error:
@@ -293,7 +295,7 @@ class Tracee:
         try:
             assert self._pidfd is not None
             namespaces.pidfd_send_signal(self._pidfd, 0)  # it is the same process, not a later one
-            stops.seize(self.pid)
+            stops.seize(self.pid, self._options)
             self._attached, self._exiting = True, False
             return True
         except OSError:

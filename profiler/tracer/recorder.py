@@ -43,7 +43,8 @@ Progress = Callable[[float, int], None]
 
 
 class Recorder:
-    """The listener's thread. Calls are answered from `start` on and recorded once `recording` is set.
+    """The listener's thread. Without a listener there is none: then whoever stops the calls calls `answer` and, now and
+    then, `look_around`. Calls are answered from `start` on and recorded once `recording` is set.
 
     `follow` makes the kernel-check witness see a task's workers, which no fork event tells of. `on_progress` gets the
     seconds since the recording began and the number of calls, about once a second. `on_failure` is called on the thread
@@ -52,7 +53,7 @@ class Recorder:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Listener | None,
         ledger: Ledger,
         raw: RawCalls,
         callers: Callers,
@@ -87,13 +88,13 @@ class Recorder:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self.recording = False
-        self.passed_over: set[int] = set()  # threads whose calls are, for now, not their own
         self.i386: dict[str, str] = {}  # calls by the table of 32-bit programs: the program that made each first
         self._i386_counts: Counter[tuple[int, int]] = Counter()  # by task and number
         self.failure: BaseException | None = None
-        listener.wake_on(self._wake)
-        if devices.fd is not None:
-            listener.wake_on(devices.fd)
+        if listener is not None:
+            listener.wake_on(self._wake)
+            if devices.fd is not None:
+                listener.wake_on(devices.fd)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -124,7 +125,8 @@ class Recorder:
             self._thread.join()
         wake, self._wake = self._wake, -1
         os.close(wake)
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -138,17 +140,18 @@ class Recorder:
 
     def _answer_all(self) -> None:
         listener, next_look = self._listener, 0.0
+        assert listener is not None
         while True:
             ready, over = listener.wait(IDLE_MILLISECONDS)
             if ready:
                 notification = listener.receive()
                 if notification is not None:
-                    self._answer(notification)
+                    self.answer(notification)
                 if time.monotonic() < next_look:
                     continue
             if self._is_stopped() or (over and not ready):
                 return
-            self._look_around()
+            self.look_around()
             next_look = time.monotonic() + TICK_SECONDS
 
     def _is_stopped(self) -> bool:
@@ -157,25 +160,27 @@ class Recorder:
         except BlockingIOError:
             return False
 
-    def _look_around(self) -> None:
+    def look_around(self) -> None:
+        """See which devices were used, and tell how far the run is."""
         self._devices.drain()
         if self._on_progress is not None and self.recording and time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_SECONDS
             self._on_progress(time.monotonic() - self._began, self._raw.total)
 
-    def _answer(self, notification: Notification) -> None:
-        if not self.recording or notification.pid in self.passed_over:
-            self._listener.go_on(notification.id)
+    def answer(self, notification: Notification) -> None:
+        """Record a call and let it go on. Without a listener nobody waits: the caller has stopped it."""
+        if not self.recording:
+            self._go_on(notification)
             return
         now = time.monotonic_ns()
         pid = notification.pid
         process = self._callers.of(pid)
         if notification.arch == AUDIT_ARCH_I386 and self._is_counted_only(notification, process):
-            self._listener.go_on(notification.id)
+            self._go_on(notification)
             return
         call = decode(notification, pid)
         # A pid of a thread that was killed meanwhile may be another's by now: then nothing that was read is its.
-        if process.exe or self._listener.valid(notification.id):
+        if process.exe or self._is_valid(notification):
             aside = self._aside.get(call.name)
             if aside is not None:
                 aside(notification, call, process)
@@ -186,8 +191,15 @@ class Recorder:
             self._ledger.call(pid, now, call.name, call.args, call.path, process)
             if number is not None:
                 self._raw.call(pid, call, number, notification.args, time_ns=now, process=process)
-        self._listener.go_on(notification.id)
+        self._go_on(notification)
         self._callers.after(pid, call.name)
+
+    def _go_on(self, notification: Notification) -> None:
+        if self._listener is not None:
+            self._listener.go_on(notification.id)
+
+    def _is_valid(self, notification: Notification) -> bool:
+        return self._listener is None or self._listener.valid(notification.id)
 
     def i386_calls(self, pid: int, number: int) -> int:
         """How many calls of this number the task `pid` has made by the table of 32-bit programs. From any thread."""

@@ -22,9 +22,10 @@ from profiler.catalogue.calls import FOREIGN, catalogue, every_number
 from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.errors import HostError
 from profiler.harness.interface import Service, TracedRun
-from profiler.kernel.bpf import assemble
+from profiler.kernel.bpf import RET_TRACE, assemble
 from profiler.kernel.capabilities import sets_of
 from profiler.kernel.notify import Listener
+from profiler.kernel.overseer import Overseen
 from profiler.kernel.steer import Steered
 from profiler.model import Called, Outcome, Process, Stopped, Trace
 from profiler.signals import Ended
@@ -183,7 +184,7 @@ class _Session:
     # -- setting up --------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        self._steered = steered = Steered.seize(self._pid)
+        self._steered = steered = (Overseen if self._denying else Steered).seize(self._pid)
         self._stack.callback(steered.detach)
         executed = self._stack.enter_context(ExecutedFiles(self._pid))
         self._witness = witness = self._open_witness()
@@ -194,13 +195,18 @@ class _Session:
         if self._every_call:
             self._calls = self._stack.enter_context(CallWitness())
             foreign = every_number(FOREIGN)  # an event of raw_syscalls does not say whose table it is from
-        program = assemble(known.rules(self._extra_calls), foreign_numbers=foreign)
+        rules = known.rules(self._extra_calls)
         self._callers = self._stack.enter_context(Callers(self._pid))
         self._devices = self._stack.enter_context(DeviceWatch(self._pid, self._who))
         self._sysctls = self._stack.enter_context(Sysctls(self._pid))
         self._raw = RawCalls(absent, witnessed=witness is not None)
         self._allow_filter(steered)
-        listener = Listener(steered.install_filter(program))
+        listener = None
+        if isinstance(steered, Overseen):
+            stopping = known.stopping_rules(self._extra_calls)
+            steered.stop_at(assemble(stopping, action=RET_TRACE, foreign_numbers=foreign))
+        else:
+            listener = Listener(steered.install_filter(assemble(rules, foreign_numbers=foreign)))
         self._recorder = Recorder(
             listener,
             self._ledger,
@@ -212,7 +218,11 @@ class _Session:
             on_progress=self._on_progress,
         )
         self._stack.callback(self._recorder.stop)
-        self._recorder.start()
+        if listener is not None:
+            self._recorder.start()
+        if self._denying is not None:
+            self._denial = Denial(self._pid, self._denying, witness, self._feed, self._recorder, rules)
+            self._stack.callback(self._denial.finish)
 
     def _open_witness(self) -> CheckWitness | None:
         try:
@@ -247,13 +257,9 @@ class _Session:
         if self._witness is not None:
             self._witness.arm(self._pid)
             self._witness.only_awaited(self._raw.awaiting)
-        if self._denying is not None:
-            self._denial = denial = Denial(
-                self._pid, self._denying, self._witness, self._feed, self._recorder.passed_over
-            )
-            self._stack.callback(denial.finish)
+        if self._denial is not None:
             self._steered.detach()  # it is seized anew by the thread that will oversee it
-            self._steered = denial.begin(caught.argv, caught.env, self._executed)
+            self._steered = self._denial.begin(caught.argv, caught.env, self._executed)
             return
         if self._witness is not None:
             self._witness.start(self._feed)
@@ -268,8 +274,6 @@ class _Session:
         self._began = time.monotonic()
 
     def _feed(self, events: Sequence[Event]) -> None:
-        if self._denial is not None:
-            self._denial.feed(events)
         self._ledger.feed(events)
         self._raw.feed(events)
         self._family.feed(events)
@@ -290,7 +294,7 @@ class _Session:
             self._raise_failure()
             outcome = self._run.wait(deadline)
             patience = LINGER_SECONDS if deadline is None else max(LINGER_SECONDS, _left(deadline))
-            if not self._recorder.wait(patience):
+            if not (self._denial or self._recorder).wait(patience):
                 self._losses["outlived"] = 1
                 self._notes.append("processes of the workload outlived it and were not watched to their end")
             if self._denial is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from test_verifier import Imagined, bench_of, caps, nothing, order
 
-from profiler.catalogue.calls import number_of
+from profiler.catalogue.calls import catalogue, number_of
+from profiler.catalogue.quiet import QUIET
 from profiler.errors import UsageError
-from profiler.kernel.bpf import AUDIT_ARCH_X86_64
+from profiler.kernel.bpf import AUDIT_ARCH_X86_64, RET_ALLOW, RET_TRACE, assemble, interpret
 from profiler.kernel.capabilities import Held, capset_arguments, mask
 from profiler.kernel.overseer import Call
 from profiler.model import Denial, Doubt, KernelCheck, Observation, Process, Refusal, Trace
@@ -184,3 +185,20 @@ def test_a_denied_run_is_made_once_and_last_where_there_is_no_other_candidate():
 def test_an_allow_list_is_not_watched_for_in_a_denied_run():
     with pytest.raises(UsageError, match="--tracer deny"):
         Options(tracer=Tracer.DENY, seccomp=Seccomp.OBSERVED)
+
+
+def test_a_denied_run_stops_at_every_call_but_the_quiet_ones():
+    program = assemble(catalogue().stopping_rules(frozenset({"clock_gettime"})), action=RET_TRACE)
+
+    def answer(made: Call) -> int:
+        return interpret(program, made.number, made.args)
+
+    for made in (call("mount"), call("read"), call("openat"), call("clock_gettime"), call("io_uring_enter")):
+        assert answer(made) == RET_TRACE
+    assert answer(call("futex")) == answer(call("exit_group")) == RET_ALLOW
+    assert answer(call("mmap", 0, 4096, 3, 0x22)) == RET_ALLOW
+    assert answer(call("mmap", 0, 4096, 3, 0x22 | 0x2000)) == RET_TRACE  # MAP_LOCKED asks for IPC_LOCK
+
+
+def test_every_quiet_call_is_a_call():
+    assert {name for name in QUIET if number_of(name) is None} == set()

@@ -56,7 +56,7 @@ class NotDeniableError(ProfilerError):
 class Denier:
     """Implements `Overseer`. `anchor` is the workload's first process, `granted` are the capabilities of G to begin
     with, `grantable` those that may ever be in it. `look` reads the witness to the present and feeds it to whoever
-    wants it, `feed` here among them. `passed_over` gets the tasks whose present call is ours.
+    wants it, `feed` here among them. `going_on` is told of each call that a task makes itself.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Denier:
         *,
         look: Callable[[], None],
         callers: Callers,
-        passed_over: set[int],
+        going_on: Callable[[int, Call], None],
     ) -> None:
         self._anchor = anchor
         self.granted = mask(granted)
         self._grantable = mask(grantable)
         self._look = look
         self._callers = callers
-        self._passed_over = passed_over
+        self._going_on = going_on
         self._tasks: dict[int, TaskSets] = {}
         self._checks: dict[int, deque[Check]] = {}
         self._openers = Openers()
@@ -134,12 +134,17 @@ class Denier:
         """See `Overseer`."""
         self._look()
         self._tasks.pop(task, None)
-        self._passed_over.discard(task)
 
     # -- Overseer: calls ---------------------------------------------------------------------------------------------
 
     def entering(self, task: int, call: Call) -> Injection | None:
         """See `Overseer`."""
+        injection = self._before(task, call)
+        if injection is None:
+            self._going_on(task, call)
+        return injection
+
+    def _before(self, task: int, call: Call) -> Injection | None:
         now = time.monotonic_ns()
         if now - self._looked > LOOK_NS:
             self._looked = now
@@ -162,7 +167,6 @@ class Denier:
         try:
             if not state.scratch:
                 state.setting = None
-                self._passed_over.add(task)
                 return Injection(
                     NR_MMAP, (0, memory.PAGE, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1 & (1 << 64) - 1, 0)
                 )
@@ -177,12 +181,10 @@ class Denier:
         except OSError:  # the program has unmapped the page
             state.scratch = 0
             return self._set(task, state, wanted)
-        self._passed_over.add(task)
         return Injection(NR_CAPSET, (state.scratch, state.scratch + CAPSET_DATA))
 
     def injected(self, task: int, result: int) -> None:
         """See `Overseer`."""
-        self._passed_over.discard(task)
         state = self._tasks.get(task)
         if state is None or result in RESTARTS:
             return
@@ -196,9 +198,13 @@ class Denier:
     def left(self, task: int, result: int) -> bool:
         """See `Overseer`."""
         state = self._tasks.get(task)
-        if state is None or state.call is None or state.alone or result in RESTARTS:
+        if state is None or state.call is None or state.elsewhere or result in RESTARTS:
             return False
         call, state.call = state.call, None
+        if result >= 0:
+            self._sets_a_list(task, call)
+        if state.alone:
+            return False
         if -MAX_ERRNO <= result < 0:
             if self._refused(task, state, call, result):
                 return True
@@ -218,9 +224,6 @@ class Denier:
             state.took_ids(held_by(task), self._root)
             self._callers.after(task, name_of(number))
         elif number == NR_CAPSET:
-            asked = permitted_by(Tracee(task), call.args)
-            if 2 * asked.bit_count() <= self._grantable.bit_count():  # else it gives up some of what it has
-                self._would_be_refused(task, call, asked)
             state.took(held_by(task))
         elif number == NR_CAPGET:
             self._answer(task, state, call)
@@ -232,14 +235,19 @@ class Denier:
                     other.alone = True
         elif number == NR_PRCTL and call.args[0] == PR_SET_SECUREBITS:
             state.fixed = bool(call.args[1] & SECBIT_NO_SETUID_FIXUP)
-        elif number == NR_PRCTL and call.args[:2] == AMBIENT_RAISE:
-            self._would_be_refused(task, call, 1 << call.args[2])
         else:
             self._openers.opened(task, call, result)
 
-    def _would_be_refused(self, task: int, call: Call, asked: int) -> None:
+    def _sets_a_list(self, task: int, call: Call) -> None:
         """Give what the call succeeded with only because the permitted set is not kept down: a program may set no more
         than it holds (security/commoncap.c, cap_capset, cap_task_prctl), which the kernel compares without a check."""
+        asked = 0
+        if call.number == NR_CAPSET:
+            asked = permitted_by(Tracee(task), call.args)
+            if 2 * asked.bit_count() > self._grantable.bit_count():  # it gives up some of what it has
+                return
+        elif call.number == NR_PRCTL and call.args[:2] == AMBIENT_RAISE:
+            asked = 1 << call.args[2]
         lacking = asked & self._grantable & ~self.granted
         if lacking:
             self.granted |= lacking
@@ -263,7 +271,7 @@ class Denier:
     def _leave_alone_in_other_namespace(self, task: int) -> None:
         """What a task holds in a user namespace of the workload's own does not depend on the recipe."""
         if _user_namespace(task) != self._home:
-            self._tasks[task].alone = True
+            self._tasks[task].alone = self._tasks[task].elsewhere = True
 
     # -- what failed -------------------------------------------------------------------------------------------------
 
@@ -339,8 +347,13 @@ def _stand_ins(refusal: Refusal) -> set[str]:
 
 
 def _shown(task: int, call: Call) -> DecodedCall:
+    return decode(as_notified(task, call), task)
+
+
+def as_notified(task: int, call: Call) -> Notification:
+    """The call as a listener would tell of it."""
     a, b, c, d, e, f = call.args
-    return decode(Notification(0, task, call.number, call.arch, (a, b, c, d, e, f), 0), task)
+    return Notification(0, task, call.number, call.arch, (a, b, c, d, e, f), 0)
 
 
 def _user_namespace(task: int) -> int:

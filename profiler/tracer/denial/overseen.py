@@ -57,6 +57,12 @@ class OverseenRun:
         self.steered.first_ended.wait()
         self._raise_failure()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until its last task is gone. False when the time is up."""
+        assert self._thread is not None
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def finish(self) -> None:
         """End what is left of it, and the thread. Idempotent."""
         if self._thread is not None:

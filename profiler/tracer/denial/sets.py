@@ -27,9 +27,9 @@ SECBIT_NO_SETUID_FIXUP: Final = 1 << 2  # linux/securebits.h
 class TaskSets:
     """One thread. `virtual` is what its effective set would be, `actual` what it is.
 
-    `alone`: nothing is kept down any more, nor can be. `scratch` is the address of a page of ours in its memory, 0
-    without one. `fixed`: its sets do not follow its ids (SECBIT_NO_SETUID_FIXUP). `once` are capabilities for the
-    call that is under way and no other.
+    `alone`: nothing is kept down any more, nor can be; `elsewhere`: since it lives in a user namespace of its own.
+    `scratch` is the address of a page of ours in its memory, 0 without one. `fixed`: its sets do not follow its ids
+    (SECBIT_NO_SETUID_FIXUP). `once` are capabilities for the call that is under way and no other.
     """
 
     process: int
@@ -39,6 +39,7 @@ class TaskSets:
     actual: int
     scratch: int = 0
     alone: bool = False
+    elsewhere: bool = False
     fixed: bool = False
     call: Call | None = None
     since: int = 0  # ns, monotonic: when the call was entered
@@ -48,7 +49,17 @@ class TaskSets:
 
     def born(self, process: int) -> TaskSets:
         """A child, or another thread, of `process`."""
-        return TaskSets(process, self.euid, self.fsuid, self.virtual, self.actual, self.scratch, self.alone, self.fixed)
+        return TaskSets(
+            process,
+            self.euid,
+            self.fsuid,
+            self.virtual,
+            self.actual,
+            self.scratch,
+            self.alone,
+            self.elsewhere,
+            self.fixed,
+        )
 
     def executed(self, held: Held) -> None:
         """It has become another program: its effective set is what it would be, and nothing of ours is left in it."""
