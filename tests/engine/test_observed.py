@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from contextlib import closing
@@ -15,7 +16,6 @@ from profiler.harness.docker.sandbox import DockerSandbox
 from profiler.kernel import gate
 from profiler.model import Capability
 from profiler.options import Options, Prove, Seccomp
-from profiler.witness.filter import numbers
 
 pytestmark = pytest.mark.engine
 
@@ -107,7 +107,13 @@ def test_a_service_is_observed_until_it_is_stopped(profiled, tmp_path):
 
 def test_what_fails_with_the_observed_calls_keeps_the_ordinary_profile(profiled, tmp_path, monkeypatch):
     """As where a run calls what no watched run called."""
-    monkeypatch.setattr(observing, "_allowed", lambda sandbox, recipe: numbers("x86_64").keys() - {"mkdir"})
+    ordinary = observing._allowed
+
+    def too_little(sandbox, recipe):
+        allowed = ordinary(sandbox, recipe)
+        return dataclasses.replace(allowed, native=allowed.native - {"mkdir", "mkdirat"})
+
+    monkeypatch.setattr(observing, "_allowed", too_little)
     report = profiled("sh", "-c", SCRIPT, "sh", output=tmp_path / "m.json")
     assert report.verdict.verified
     assert report.verdict.observed is None
