@@ -55,6 +55,11 @@ def parse(text: str) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
+def below(path: str, tree: str) -> bool:
+    """Whether `path` is `tree` or lies below it; both absolute and without a trailing slash (but `/`)."""
+    return path == tree or path.startswith(tree.rstrip("/") + "/")
+
+
 def mounts_of(pid: int | str = "self") -> tuple[Mount, ...]:
     """The mounts of a process's mount namespace, as far as its root shows them. Raises OSError."""
     return parse(Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from profiler.harness.docker.arguments import DockerRun, Flag
 from profiler.harness.docker.mounts import mounts
+from profiler.kernel.mountinfo import below
 
 RECIPE_FLAGS = frozenset({"privileged", "cap-add", "cap-drop", "device", "security-opt", "device-cgroup-rule"})
 """What the recipe answers instead of the user, but for what `is_replaced` keeps."""
@@ -64,9 +65,9 @@ def warnings(run: DockerRun) -> tuple[str, ...]:
         path = mount.path
         if mount.is_engine:
             lines[f"{path} is mounted: who can talk to the engine is root on the host"] = None
-        elif _is_below(path, _CGROUPS):
+        elif below(path, _CGROUPS):
             lines[f"{path} of the host is mounted: who can write there limits, freezes and moves its processes"] = None
-        elif path in _HOST_TREES or any(_is_below(path, tree) for tree in _KERNEL_TREES):
+        elif path in _HOST_TREES or any(below(path, tree) for tree in _KERNEL_TREES):
             lines[f"{path} of the host is mounted: what lies there is the host's, whatever the recipe"] = None
     drops_all = any(value.upper() == "ALL" for value in run.values("cap-drop"))
     if run.values("cap-add") and not drops_all and not run.is_set("privileged"):
@@ -99,11 +100,6 @@ def _is_renamed(device: str) -> bool:
     """`host:container[:access]` with two different paths; `/dev/x:rwm` has only one."""
     parts = device.split(":")
     return len(parts) > 1 and parts[1].startswith("/") and parts[1] != parts[0]
-
-
-def _is_below(path: str, tree: str) -> bool:
-    """Whether a normalized path is `tree` or lies in it."""
-    return path == tree or path.startswith(tree + "/")
 
 
 def _namespace(name: str) -> str:

@@ -22,7 +22,7 @@ from docker.errors import NotFound
 from profiler.harness.docker.arguments import DockerRun
 from profiler.harness.docker.engine import Engine
 from profiler.harness.docker.mounts import VOLUME, UserMount, mounts, with_source
-from profiler.kernel.mountinfo import Mount, mounts_of
+from profiler.kernel.mountinfo import Mount, below, mounts_of
 from profiler.leftovers import DISK, owner_tag
 from profiler.model import Moved
 
@@ -148,7 +148,7 @@ def _check(source: str) -> None:
     mounts = mounts_of()
     if not _is_store(mounts, real):
         raise _Shared("")
-    if any(mount.point.startswith(real.rstrip("/") + "/") for mount in mounts):
+    if any(below(mount.point, real) and mount.point != real for mount in mounts):
         raise _Shared("other file systems are mounted in it")
     entries, size = 1, status.st_size if stat.S_ISREG(status.st_mode) else 0
     for directory, names, files in os.walk(real):
@@ -164,7 +164,7 @@ def _check(source: str) -> None:
 
 def _is_store(mounts: tuple[Mount, ...], path: str) -> bool:
     """Whether the file system that `path` lies on keeps files, as far as can be told."""
-    above = [mount for mount in mounts if (path + "/").startswith(mount.point.rstrip("/") + "/")]
+    above = [mount for mount in mounts if below(path, mount.point)]
     kind = max(above, key=lambda mount: len(mount.point)).fstype if above else ""
     lines = Path("/proc/filesystems").read_text(encoding="ascii").splitlines()
     return kind in _STORES or kind.startswith("fuse.") or f"nodev\t{kind}" not in lines

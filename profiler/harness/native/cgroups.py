@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiler.catalogue.devices import COMMON
-from profiler.harness.native.mounts import below
 from profiler.kernel import device_filter
-from profiler.kernel.mountinfo import Mount
+from profiler.kernel.mountinfo import Mount, below
 
 INNER = "sandbox"
 REALTIME = 50_000  # microseconds of each second (cpu.rt_period_us) that may run with a real-time policy

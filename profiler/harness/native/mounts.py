@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from profiler.kernel.mountinfo import Mount
+from profiler.kernel.mountinfo import Mount, below
 
 # Fresh ones are made where a system has them; elsewhere they show the host's state and are left out.
 PSEUDO = frozenset({"proc", "sysfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "nsfs", "rpc_pipefs"})
@@ -15,11 +15,6 @@ HOST_INTERFACES = frozenset(
     {"securityfs", "debugfs", "tracefs", "configfs", "pstore", "efivarfs", "fusectl", "selinuxfs"}
 )
 SPECIAL_TREES = ("/proc", "/sys", "/dev")
-
-
-def below(path: str, tree: str) -> bool:
-    """Whether `path` is `tree` or lies below it; both absolute and without a trailing slash (but `/`)."""
-    return path == tree or path.startswith(tree.rstrip("/") + "/")
 
 
 def visible(mounts: Iterable[Mount]) -> tuple[Mount, ...]:

@@ -13,8 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from profiler.harness.native.mounts import below
-from profiler.kernel.mountinfo import Mount
+from profiler.kernel.mountinfo import Mount, below
 from profiler.kernel.namespaces import (
     MNT_DETACH,
     MS_BIND,

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from profiler.harness.native.cgroups import Hierarchy
-from profiler.harness.native.mounts import HOST_INTERFACES, below
+from profiler.harness.native.mounts import HOST_INTERFACES
 from profiler.harness.native.root import read_only
 from profiler.harness.native.spec import Node
-from profiler.kernel.mountinfo import Mount
+from profiler.kernel.mountinfo import Mount, below
 from profiler.kernel.namespaces import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount
 
 _SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
