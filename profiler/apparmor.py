@@ -24,6 +24,11 @@ def parser() -> str | None:
     return shutil.which(PARSER) or shutil.which(PARSER, path=_PLACES)
 
 
+def knows(program: str, rule: str) -> bool:
+    """Whether the parser `program` has such a rule in its language. Loads nothing."""
+    return _parsed(program, f"profile capprofile {{ {rule} }}", "--skip-kernel-load").returncode == 0
+
+
 class Loaded:
     """Profiles of ours that are loaded. A context manager: leaving it unloads them."""
 
@@ -48,16 +53,20 @@ class Loaded:
     def load(self, text: str) -> None:
         """Load the profile `text`, whose name is `name()`. Raises HostError with the parser's words."""
         self._names.append(self.name())  # before it is there: an interruption shall not leave it behind
-        done = subprocess.run(
-            [self._program, "--replace", "--skip-cache"],
-            input=text.encode(),
-            capture_output=True,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        done = _parsed(self._program, text, "--replace")
         if done.returncode != 0:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise HostError(f"{PARSER} refuses the profile: {said[-1] if said else f'exit code {done.returncode}'}")
+
+
+def _parsed(program: str, text: str, option: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [program, option, "--skip-cache"],
+        input=text.encode(),
+        capture_output=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
 
 
 def unload(name: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from profiler import apparmor
+from profiler.catalogue.apparmor import ACTION_CLASSES
 from profiler.catalogue.safer import Advice
 from profiler.errors import HostError
 from profiler.model import OwnProfile, Recipe, SecurityOption, Trace
@@ -30,17 +32,23 @@ class Offer:
 NOTHING: Final = Offer()
 
 
-def own_profile(bench: Bench, trace: Trace, recipe: Recipe, output: Path | None) -> Offer:
-    """The profile with which the workload passes in place of `apparmor=unconfined`.
+def own_profile(
+    bench: Bench, trace: Trace, recipe: Recipe, output: Path | None, closed: Collection[str] = frozenset()
+) -> Offer:
+    """The profile with which the workload passes in place of `apparmor=unconfined`. `closed` names the classes of
+    actions that the engine's own profile denies here as a whole.
 
     Nothing where the recipe leaves AppArmor on, or no rule of docker-default is known to have struck. Without an
     `output` to stand beside, or without the program that loads profiles, only what could be had is told. Raises
     HostError when the engine is gone.
     """
-    found = openings(trace.observations) if APPARMOR_UNCONFINED in recipe else ()
-    if not found:
+    if APPARMOR_UNCONFINED not in recipe:
         return NOTHING
     program = apparmor.parser()
+    known = {one.name for one in ACTION_CLASSES if program is not None and apparmor.knows(program, f"{one.name},")}
+    found = openings(trace.observations, closed, known)
+    if not found:
+        return NOTHING
     if program is None:
         return _could(found[0], f"install {apparmor.PARSER} (Debian's package apparmor) and profile again")
     if output is None or (output.exists() and not output.is_file()):  # a pipe or a device has nothing beside it

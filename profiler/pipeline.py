@@ -204,7 +204,7 @@ class _Case:
         )
         if trace.called is not None:
             trace, verdict = self._narrowed(trace, trace.called, bench, verdict)
-        own = confining.own_profile(bench, trace, verdict.recipe, self.options.output)
+        own = confining.own_profile(bench, trace, verdict.recipe, self.options.output, understanding.denied_classes)
         return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof, own)
 
     def _narrowed(self, trace: Trace, called: Called, bench: Bench, verdict: Verdict) -> tuple[Trace, Verdict]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from profiler.catalogue.dangers import weight
 from profiler.harness.interface import Sandbox
 from profiler.model import Doubt, Recipe, Requirement, SecurityOption, Syscalls, Trace, capability_names
 from profiler.options import Seccomp
-from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements
+from profiler.synthesizer.confinement import APPARMOR_UNCONFINED, apparmor_requirements, classes_of
 from profiler.synthesizer.denials import requirements_of
 from profiler.synthesizer.parameters import with_sysctls
 from profiler.synthesizer.pools import pools_of
 from profiler.synthesizer.reduce import asked_together, doubted, reduce, stand_ins
 from profiler.synthesizer.requirements import seccomp_requirements
 from profiler.verifier.prove import Hints
+from profiler.witness.confined import denied_classes
 from profiler.witness.filter import EngineFilter, missing_calls
 from profiler.witness.nodes import present
 
@@ -33,7 +35,17 @@ class Understanding:
             trace, grantable, pools_of(trace, present), confined=confined
         )
         if APPARMOR_UNCONFINED in sandbox.broad():
-            self._rows += apparmor_requirements(trace.observations)
+            self._rows += apparmor_requirements(trace.observations, self.denied_classes)
+
+    @functools.cached_property
+    def denied_classes(self) -> frozenset[str]:
+        """The classes of actions that the engine's AppArmor profile denies as a whole, of those that are in the trace.
+
+        Found by trying, so not asked for where there is nothing to ask.
+        """
+        if not (asked := classes_of(self._trace.observations)):
+            return frozenset()
+        return asked & denied_classes(self._sandbox.confined_by())
 
     @property
     def requirements(self) -> tuple[Requirement, ...]:

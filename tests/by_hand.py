@@ -153,6 +153,17 @@ def has_apparmor() -> bool:
     return "name=apparmor" in listing.stdout
 
 
+def denies_user_namespaces(image: str) -> bool:
+    """Whether nothing but the engine's AppArmor profile keeps a container of `image` from making a user namespace."""
+
+    def refused(*flags: str) -> bool:
+        flags = ("--security-opt", "seccomp=unconfined", *flags)
+        words = ["docker", "run", "--rm", *flags, image, "unshare", "-U", "true"]
+        return subprocess.run(words, check=False, capture_output=True).returncode != 0
+
+    return refused() and not refused("--security-opt", "apparmor=unconfined")
+
+
 def read_sample(directory: Path) -> Sample:
     """Read workload.toml and expected.toml of `directory`."""
     read = {name: tomllib.loads((directory / f"{name}.toml").read_text("utf-8")) for name in ("workload", "expected")}

@@ -14,6 +14,29 @@ DENIED_CALLS: frozenset[str] = frozenset({"mount", "move_mount", "pivot_root"})
 
 
 @dataclass(frozen=True)
+class ActionClass:
+    """Actions that a profile without a rule for them denies altogether, if the policy it was compiled by knows them.
+
+    `name` is apparmor.d(5)'s, and a whole rule; the actions are the `calls` in whose arguments, as people read them,
+    `flag` stands; `words` name them for people.
+    """
+
+    name: str
+    calls: frozenset[str]
+    flag: str
+    words: str
+
+
+# Classes that docker-default names in no rule. Whether it denies one depends on the kernel, on the parser and on the
+# `abi` that the engine's version has in the profile: witness/confined.py tries it.
+ACTION_CLASSES: tuple[ActionClass, ...] = (
+    # security/apparmor/lsm.c, apparmor_userns_create, apparmor_uring_sqpoll
+    ActionClass("userns", frozenset({"unshare", "clone", "clone3"}), "CLONE_NEWUSER", "user namespaces"),
+    ActionClass("io_uring", frozenset({"io_uring_setup"}), "IORING_SETUP_SQPOLL", "an io_uring with a polling thread"),
+)
+
+
+@dataclass(frozen=True)
 class DeniedFiles:
     """A `deny` rule for files: a glob as apparmor.d(5) has it, and the access that is denied (of `rwklx`)."""
 

@@ -138,6 +138,9 @@ class Sandbox(Protocol):
         """The seccomp filter (an array of `struct sock_filter`) that this engine installs for a container with these
         capabilities by default; None where there is none."""
 
+    def confined_by(self) -> str:
+        """The AppArmor profile that confines the containers of this engine by default; empty where none does."""
+
     def abort(self) -> None:
         """End the reruns that other threads still wait for, and refuse to start further ones. Safe from any thread."""
 

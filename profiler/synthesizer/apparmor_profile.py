@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from profiler.catalogue.apparmor import ALLOWED, DENIED_CALLS, DENIED_FILES, PROPAGATION
+from profiler.catalogue.apparmor import ALLOWED, DENIED_FILES, PROPAGATION
+from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.model import Doubt, Observation
-from profiler.synthesizer.confinement import struck
+from profiler.synthesizer.confinement import class_of, classes_of, struck
 from profiler.synthesizer.globs import NAMEABLE, matches, without
 
 _FSTYPE = re.compile(r'"([A-Za-z0-9_.-]+)"')
@@ -18,22 +19,29 @@ _ANY_MOUNT = "mount,"
 @dataclass(frozen=True)
 class Opening:
     """What docker-default denies and the profile allows: `rules` to add, `paths` that are left out of its denials,
-    `globs` of denials that are left out as a whole, and all that in `words`, a few each."""
+    `globs` of denials that are left out as a whole, and all that in `words`, a few each. `kept` are rules for what
+    docker-default allows by being compiled by a policy that does not know it."""
 
     rules: tuple[str, ...]
     paths: tuple[str, ...]
     globs: tuple[str, ...]
     words: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
-def openings(observations: Iterable[Observation]) -> tuple[Opening, ...]:
+def openings(
+    observations: Sequence[Observation], closed: Collection[str] = frozenset(), known: Collection[str] = frozenset()
+) -> tuple[Opening, ...]:
     """What these calls need opened, the narrowest first; empty where docker-default denies none of them.
 
     First each mount by what it does and each path by its name, then any mount, and every path of a rule that struck.
+    `closed` names the classes of actions that docker-default denies here, `known` those that the parser has a
+    rule for: a profile of ours may be compiled by a policy that the engine's is not.
     """
-    met = [observation for doubt, _, observation in struck(observations) if doubt <= Doubt.LIKELY]
-    calls = [observation for observation in met if observation.call in DENIED_CALLS]
-    paths = tuple(sorted({observation.path or "" for observation in met if observation.call not in DENIED_CALLS}))
+    met = [observation for doubt, _, observation in struck(observations, closed) if doubt <= Doubt.LIKELY]
+    calls = [observation for observation in met if observation.call not in OPENS_FOR_WRITING]
+    paths = tuple(sorted({observation.path or "" for observation in met if observation.call in OPENS_FOR_WRITING}))
+    kept = tuple(f"{name}," for name in sorted(classes_of(observations) & set(known) - set(closed)))
     if not met:
         return ()
     exact = dict(_rule(call) for call in calls)
@@ -43,18 +51,22 @@ def openings(observations: Iterable[Observation]) -> tuple[Opening, ...]:
         exact = coarse
     struck_globs = tuple(rule.glob for rule in DENIED_FILES if any(matches(rule.glob, path) for path in paths))
     whole = tuple(f"writing to all of {glob}" for glob in struck_globs)
-    wide = _opening(coarse, (), struck_globs, whole)
+    wide = _opening(coarse, (), struck_globs, whole, kept)
     if not all(NAMEABLE.fullmatch(path) for path in paths):
         return (wide,)
-    narrow = _opening(exact, paths, (), tuple(f"writing to {path}" for path in paths))
+    narrow = _opening(exact, paths, (), tuple(f"writing to {path}" for path in paths), kept)
     return (narrow,) if narrow.rules == wide.rules and not paths else (narrow, wide)
 
 
 def _opening(
-    rules: Mapping[str, str], paths: tuple[str, ...], globs: tuple[str, ...], more: tuple[str, ...]
+    rules: Mapping[str, str],
+    paths: tuple[str, ...],
+    globs: tuple[str, ...],
+    more: tuple[str, ...],
+    kept: tuple[str, ...],
 ) -> Opening:
     """`rules` have their words beside them; `more` are those for files."""
-    return Opening(tuple(sorted(rules)), paths, globs, tuple(dict.fromkeys((*rules.values(), *more))))
+    return Opening(tuple(sorted(rules)), paths, globs, tuple(dict.fromkeys((*rules.values(), *more))), kept)
 
 
 def profile_text(name: str, opening: Opening, *, remarks: Iterable[str] = ()) -> str:
@@ -62,7 +74,7 @@ def profile_text(name: str, opening: Opening, *, remarks: Iterable[str] = ()) ->
     lines = [*(f"# {remark}" for remark in remarks), "include if exists <tunables/global>", ""]
     lines += [f'profile "{name}" flags=(attach_disconnected,mediate_deleted) {{']
     lines += ["  include if exists <abstractions/base>"]
-    lines += [f"  {rule.format(name=name)}" for rule in ALLOWED]
+    lines += [f"  {rule.format(name=name)}" for rule in (*ALLOWED, *opening.kept)]
     lines += ["", "  # beyond docker-default", *(f"  {rule}" for rule in opening.rules)]
     if not any(rule.startswith(("mount", "remount")) for rule in opening.rules):
         lines.append("  deny mount,")
@@ -80,6 +92,9 @@ def _rule(call: Observation) -> tuple[str, str]:
     As the kernel sorts them (security/apparmor/mount.c): a remount, a bind, a change of propagation, a move, and else a
     new mount, each looked at with its own options alone. A mount of the newer calls comes to it as a move.
     """
+    one = class_of(call)
+    if one is not None:
+        return f"{one.name},", one.words
     if call.call == "pivot_root":
         return "pivot_root,", "pivot_root"
     if call.call == "move_mount":

@@ -135,7 +135,7 @@ SIGNATURES: Final[Mapping[str, Signature]] = {
     "keyctl": _call(named(constants.KEYCTL_COMMANDS), structs.key, long, long, long),
     "add_key": _call(text, text, pointer, size, number),
     "request_key": _call(text, text, text, number),
-    "io_uring_setup": _call(number, pointer),
+    "io_uring_setup": _call(number, structs.uring_parameters),
     "memfd_secret": _call(hexadecimal),
     "bpf": _call(named(constants.BPF_COMMANDS), observers.bpf_attributes, size),
     "ptrace": _call(named(constants.PTRACE_REQUESTS, hexadecimal), number, pointer, hexadecimal),

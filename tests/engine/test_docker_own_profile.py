@@ -18,6 +18,8 @@ from profiler import apparmor
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
+UNSHARES = "unshare -U true"
+
 
 @pytest.fixture(autouse=True)
 def _needs_apparmor() -> None:
@@ -61,6 +63,22 @@ def test_a_mount_is_allowed_by_its_type_alone(tmp_path: Path) -> None:
     assert run_with(document, "mount -t tmpfs none /mnt").returncode == 0
     assert run_with(document, "mount -t ramfs none /mnt").returncode != 0
     assert run_with(document, "mount -o bind /tmp /mnt").returncode != 0
+
+
+def test_a_user_namespace_is_expected_to_be_denied_where_the_engines_profile_denies_it(tmp_path: Path) -> None:
+    """The first rerun has what is needed, and the profile allows no more."""
+    document, _ = profiled(tmp_path / "m.json", UNSHARES)
+    denied = by_hand.denies_user_namespaces(images.busybox())
+    options = {option for option in document["recipe"]["security_opt"] if not option.startswith("seccomp=")}
+    assert options == ({"apparmor=unconfined"} if denied else set())
+    assert document["recipe"]["cap_add"] == []
+    assert document["recipe"]["syscalls"] == ["unshare"]
+    first, *_ = document["verification"]["runs"]
+    assert first["passed"]
+    if denied:
+        assert document["recipe"]["apparmor_profile"]["allows"] == ["user namespaces"]
+        assert run_with(document, UNSHARES).returncode == 0
+        assert run_with(document, "mount -t tmpfs none /mnt").returncode != 0
 
 
 def test_a_parameter_is_allowed_by_its_name_alone(tmp_path: Path) -> None:

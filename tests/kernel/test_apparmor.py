@@ -11,8 +11,10 @@ import pytest
 
 from profiler import apparmor, cleaning
 from profiler.errors import HostError
+from profiler.kernel import confinement
 from profiler.model import Observation, Process
 from profiler.synthesizer.apparmor_profile import openings, profile_text
+from profiler.witness import confined
 
 pytestmark = [
     pytest.mark.kernel,
@@ -63,6 +65,32 @@ def test_only_the_named_path_of_a_denied_tree_can_be_written() -> None:
         assert opened_by(wider, parameter, sibling, other) == {parameter: "opened", sibling: "opened", other: denied}
     assert name not in loaded()
     assert wider not in loaded()
+
+
+@pytest.mark.parametrize("rules", ["", "userns,", "io_uring,", "userns, io_uring,"])
+def test_a_class_without_a_rule_is_denied_where_the_policy_knows_it(rules: str) -> None:
+    """Asked by hand beside: a program that the profile confines unshares, and says with which error it failed."""
+    program = apparmor.parser()
+    assert program is not None
+    named = {rule.strip() for rule in rules.split(",") if rule.strip()}
+    if not all(apparmor.knows(program, f"{name},") for name in named):
+        pytest.skip("this parser has no such rule")
+    with apparmor.Loaded(program) as profiles:
+        name = profiles.name()
+        profiles.load(f'profile "{name}" {{ file, capability, network, {rules} }}')
+        found = confined.denied_classes(name)
+        unshares = "import ctypes; print(ctypes.CDLL(None, use_errno=True).unshare(0x10000000), ctypes.get_errno())"
+        confine = "import os, sys; open('/proc/self/attr/current', 'w').write('changeprofile ' + sys.argv[1]); "
+        words = [sys.executable, "-c", confine + unshares, name]
+        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert ("userns" in found) is (said.strip() == "-1 13")
+    assert not found & named
+
+
+def test_nothing_is_denied_by_no_profile() -> None:
+    assert confined.denied_classes("") == frozenset()
+    assert confined.denied_classes("capprofile-no-such-profile") == frozenset()
+    assert confinement.profile_of(os.getpid()) == ""
 
 
 def test_a_profile_that_makes_no_sense_is_refused_in_the_parsers_words() -> None:

@@ -7,6 +7,7 @@ from profiler.synthesizer.confinement import (
     APPARMOR_UNCONFINED,
     UNLABELLED,
     apparmor_requirements,
+    classes_of,
     denies_writing,
     refused_without_check,
 )
@@ -32,6 +33,25 @@ def test_what_fails_unconfined_is_doubtful_and_never_shown_before_what_succeeds(
     (row,) = apparmor_requirements([call("mount", result=-22), call("openat", "/proc/sys/vm/swappiness")])
     assert row.doubt is Doubt.LIKELY
     assert row.evidence[0].call == "openat"
+
+
+def test_what_makes_a_user_namespace_needs_it_off_where_the_profile_denies_that():
+    made = Observation("clone", ("CLONE_NEWNS|CLONE_NEWUSER|17",), 11, None, SHELL)
+    other = Observation("unshare", ("CLONE_NEWNS",), 0, None, SHELL)
+    assert apparmor_requirements([made, other]) == ()
+    assert apparmor_requirements([made, other], {"io_uring"}) == ()
+    (row,) = apparmor_requirements([other, made], {"userns"})
+    assert row.doubt is Doubt.LIKELY
+    assert row.reason == "the engine's AppArmor profile has no rule for userns and so denies user namespaces"
+    assert row.evidence == (made,)
+
+
+def test_the_classes_that_calls_are_about():
+    ring = Observation("io_uring_setup", ("8", "{IORING_SETUP_SQPOLL|IORING_SETUP_CLAMP}"), 3, None, SHELL)
+    plain = Observation("io_uring_setup", ("8", "{0}"), 3, None, SHELL)
+    thread = Observation("clone3", ("{CLONE_NEWUSER}", "88"), 9, None, SHELL)
+    assert classes_of([ring, thread]) == {"io_uring", "userns"}
+    assert classes_of([plain, call("mount"), call("unshare")]) == frozenset()
 
 
 def test_ordinary_calls_need_nothing():

@@ -108,6 +108,12 @@ def test_sockets() -> None:
     assert call("getsockopt", 3, 0, 64).args == ("3", "SOL_IP", "IPT_SO_GET_INFO")
 
 
+def test_a_ring() -> None:
+    parameters = at(struct.pack("<4I", 0, 0, 1 << 1 | 1 << 4, 7))
+    assert call("io_uring_setup", 8, parameters).args == ("8", "{IORING_SETUP_SQPOLL|IORING_SETUP_CLAMP}")
+    assert call("io_uring_setup", 8, 0).args == ("8", "NULL")
+
+
 def test_ioctls() -> None:
     assert call("ioctl", 99, 0x8914, at(b"eth0".ljust(40, b"\0"))).args == ("99", "SIOCSIFFLAGS", '"eth0"')
     assert call("ioctl", 99, 0x4C82, 0).args == ("99", "LOOP_CTL_GET_FREE", "0")

@@ -54,6 +54,32 @@ def test_each_call_is_opened_by_what_the_kernel_takes_it_for(call, rule):
     assert ("deny mount," in profile_text("one", first)) is (rule == "pivot_root,")
 
 
+UNSHARE = Observation("unshare", ("CLONE_NEWNS|CLONE_NEWUSER",), 0, None, SHELL)
+RING = Observation("io_uring_setup", ("8", "{IORING_SETUP_SQPOLL}"), 3, None, SHELL)
+
+
+def test_a_class_of_actions_is_opened_where_docker_default_denies_it():
+    (only,) = openings([UNSHARE], {"userns"}, {"userns", "io_uring"})
+    assert only.rules == ("userns,",)
+    assert only.words == ("user namespaces",)
+    assert "  userns,\n" in profile_text("one", only)
+    assert "deny mount," in profile_text("one", only)
+    exact, wide = openings([UNSHARE, mount(), RING], {"userns", "io_uring"})
+    assert exact.rules == ("io_uring,", "mount fstype=(tmpfs),", "userns,")
+    assert wide.rules == ("io_uring,", "mount,", "userns,")
+
+
+def test_a_class_that_docker_default_does_not_know_is_kept_open_and_not_told():
+    """Our profile may be compiled by a newer policy than the engine's, which names the `abi` of an older one."""
+    assert openings([UNSHARE], (), {"userns"}) == ()
+    exact, wide = openings([UNSHARE, mount()], (), {"userns", "io_uring"})
+    assert [opening.kept for opening in (exact, wide)] == [("userns,",), ("userns,",)]
+    assert "  userns,\n" in profile_text("one", exact)
+    assert exact.words == ("mounting tmpfs",)
+    old, _ = openings([UNSHARE, mount()], (), ())
+    assert "userns" not in profile_text("one", old)
+
+
 def test_what_failed_unconfined_is_not_opened():
     assert openings([mount(result=-22), write("/etc/passwd")]) == ()
 
@@ -112,7 +138,8 @@ def kernel(monkeypatch, tmp_path):
     loaded: dict[str, str] = {}
 
     def parse(words, *, input, **_):
-        loaded[input.decode().partition('profile "')[2].partition('"')[0]] = input.decode()
+        if "--replace" in words:
+            loaded[input.decode().partition('profile "')[2].partition('"')[0]] = input.decode()
         return subprocess.CompletedProcess(words, 0, b"", b"")
 
     (tmp_path / ".replace").touch()

@@ -40,6 +40,7 @@ from profiler.harness.docker.volumes import Volumes
 from profiler.harness.interface import Caught, Service, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
+from profiler.kernel.confinement import profile_of
 from profiler.kernel.filters import filters_of
 from profiler.model import (
     Capability,
@@ -91,6 +92,7 @@ class DockerSandbox:
         self.profile_of = profile_of
         self.expected: tuple[str, ...] = ()
         self._filters: dict[frozenset[str], bytes | None] = {}
+        self._profile_name = ""
         self._runs: list[HeldRun] = []
         self._reruns: set[str] = set()
         self._aborted = False
@@ -317,9 +319,15 @@ class DockerSandbox:
                 self._engine.start(container)
                 _, gate = await_gate(self._engine, container)
                 found = filters_of(gate)
+                self._profile_name = profile_of(gate)
             # What the engine itself is confined by comes first (the oldest); its containers inherit it.
             self._filters[capabilities] = found[-1] if found else None
         return self._filters[capabilities]
+
+    def confined_by(self) -> str:
+        """See `Sandbox`. Learned from the same container as the filter."""
+        self.filter_of(frozenset())
+        return self._profile_name
 
     def close(self) -> None:
         """Remove everything of ours: containers, recorded input, the gate. Idempotent."""

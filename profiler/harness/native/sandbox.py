@@ -160,6 +160,10 @@ class NativeSandbox:
         """The embedded sandbox installs no filter."""
         return None
 
+    def confined_by(self) -> str:
+        """The embedded sandbox confines by no profile."""
+        return ""
+
     def notes(self) -> tuple[str, ...]:
         """What the last run's sandbox lacks or could not hold to, a line each."""
         return self._notes

@@ -141,6 +141,16 @@ CLONE_FLAGS: Final = {
 UNSHARE_FLAGS: Final = {0x80: "CLONE_NEWTIME", **CLONE_FLAGS}
 POLICIES: Final = prefixed("SCHED_", {"OTHER": 0, "FIFO": 1, "RR": 2, "BATCH": 3, "IDLE": 5, "DEADLINE": 6, "EXT": 7})
 
+# linux/io_uring.h (Linux 6.18)
+URING_FLAGS: Final = {
+    1 << bit: f"IORING_SETUP_{name}"
+    for bit, name in enumerate((
+        "IOPOLL", "SQPOLL", "SQ_AFF", "CQSIZE", "CLAMP", "ATTACH_WQ", "R_DISABLED", "SUBMIT_ALL", "COOP_TASKRUN",
+        "TASKRUN_FLAG", "SQE128", "CQE32", "SINGLE_ISSUER", "DEFER_TASKRUN", "NO_MMAP", "REGISTERED_FD_ONLY",
+        "NO_SQARRAY", "HYBRID_IOPOLL", "CQE_MIXED", "SQE_MIXED",
+    ))
+}  # fmt: skip
+
 # linux/socket.h
 FAMILIES: Final = prefixed(
     "AF_",

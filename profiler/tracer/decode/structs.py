@@ -63,6 +63,12 @@ def clone3_flags(value: int, tracee: Tracee, args: Args) -> str:
     return pointer(value, tracee, args) if shown is None else "{" + join_flags(shown, constants.CLONE_FLAGS) + "}"
 
 
+def uring_parameters(value: int, tracee: Tracee, args: Args) -> str:
+    """The flags in `struct io_uring_params`, its third word."""
+    shown = tracee.number(value + 8, 4)
+    return pointer(value, tracee, args) if shown is None else "{" + join_flags(shown, constants.URING_FLAGS) + "}"
+
+
 def socket_type(value: int, _: Tracee, __: Args) -> str:
     """The type of socket(2) with its flags."""
     kind = constants.SOCKET_TYPES.get(value & 0xF, str(value & 0xF))
