@@ -8,6 +8,7 @@ import stat
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from profiler.catalogue.apparmor import PROPAGATION
 from profiler.catalogue.devices import DISPENSERS
 from profiler.catalogue.paths import MASKED, OPENS_FOR_WRITING, READ_ONLY, REVEALING_TYPES, ROOT_MAPS
 from profiler.catalogue.sites import ON_THE_CHANCE, Site, site_of
@@ -34,6 +35,7 @@ MODE_OF = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}  # which argu
 SIGNALS = frozenset({"kill", "pidfd_send_signal", "rt_sigqueueinfo"})
 OWN_CHILD = "<child"  # how a signal's addressee is shown that the sender has started
 UNMASKED = SecurityOption("systempaths=unconfined")
+_TAKES_NO_TYPE = frozenset({"MS_REMOUNT", "MS_BIND", "MS_MOVE", *PROPAGATION})  # mount(2)
 _LISTED = re.compile(r"(?:permitted|inheritable)=([A-Z][A-Z0-9_,]+)")  # a set of most is rendered as all-…
 Evidence = Observation | DeviceUse | RawCall
 
@@ -191,13 +193,32 @@ def _of_paths(
                 Doubt.LIKELY if observation.process.uid in owners or not owners else Doubt.DOUBTFUL,
                 observation,
             )
-    if confined and observation.call == "mount" and REVEALING_TYPES & {arg.strip('"') for arg in observation.args}:
-        yield Need(
-            (frozenset({UNMASKED}),),
-            "a fresh /proc or /sys in a child user namespace is refused while the container's own is masked",
-            Doubt.DOUBTFUL,
-            observation,
-        )
+    if confined and _makes(observation) in REVEALING_TYPES:
+        yield from _of_fresh(observation)
+
+
+def _of_fresh(observation: Observation) -> Iterator[Need]:
+    """What a fresh /proc or /sys needs. Who mounts is asked for SYS_ADMIN in the user namespace of its own mounts
+    (fs/namespace.c, may_mount): where that is the container's own, nothing is compared with what is masked."""
+    asked = [check for check in observation.checks if check.capability == "SYS_ADMIN" and not check.borrowed]
+    if asked and not any(check.foreign_namespace for check in asked):
+        return
+    yield Need(
+        (frozenset({UNMASKED}),),
+        "a fresh /proc or /sys in a child user namespace is refused while the container's own is masked",
+        Doubt.LIKELY if asked and not _fails_anyway(observation) else Doubt.DOUBTFUL,
+        observation,
+    )
+
+
+def _makes(observation: Observation) -> str:
+    """The type of the file system that this call makes; empty for one that shows, moves or changes what is there."""
+    args = observation.args
+    if observation.call == "fsopen" and args:
+        return args[0].strip('"')
+    if observation.call != "mount" or len(args) < 4 or not _TAKES_NO_TYPE.isdisjoint(args[3].split("|")):
+        return ""
+    return args[2].strip('"')
 
 
 def _of_sets(observation: Observation, grantable: frozenset[str]) -> Iterator[Need]:

@@ -137,6 +137,25 @@ def test_a_sysctl_written_in_a_container_needs_unmasked_paths():
     assert not found(write, confined=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "foreign", "result", "doubt"),
+    [
+        ("mount", ('"proc"', '"/newroot/proc"', '"proc"', "MS_NOSUID", "NULL"), True, 0, Doubt.LIKELY),
+        ("mount", ('"proc"', '"/newroot/proc"', '"proc"', "MS_NOSUID", "NULL"), True, -1, Doubt.DOUBTFUL),
+        ("mount", ('"proc"', '"/newroot/proc"', '"proc"', "0", "NULL"), False, 0, None),
+        ("mount", ('"/oldroot/proc"', '"proc"', "NULL", "MS_BIND|MS_REC", "NULL"), True, 0, None),
+        ("mount", ('"proc"', '"/proc"', '"proc"', "MS_BIND|MS_REMOUNT", "NULL"), True, 0, None),
+        ("mount", ('"none"', '"/proc"', '"tmpfs"', "0", "NULL"), True, 0, None),
+        ("fsopen", ('"sysfs"', "FSOPEN_CLOEXEC"), True, 5, Doubt.LIKELY),
+        ("fsopen", ('"sysfs"', "FSOPEN_CLOEXEC"), None, 5, Doubt.DOUBTFUL),
+    ],
+)
+def test_a_fresh_proc_of_a_child_user_namespace_needs_unmasked_paths(name, args, foreign, result, doubt):
+    checks = [] if foreign is None else [check("SYS_ADMIN", "may_mount", foreign_namespace=foreign)]
+    rows = found(call(name, checks, result, args))
+    assert rows.get(("systempaths=unconfined",)) == doubt
+
+
 def test_root_that_maps_itself_needs_setfcap_though_nothing_is_checked():
     assert found(call("openat", path="/proc/self/uid_map")) == {("SETFCAP",): Doubt.LIKELY}
     user = Process(10, "/usr/bin/unshare", (), 1000)
