@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from profiler.model import (
@@ -276,17 +276,17 @@ def _port(piece: Observation | DeviceUse | RawCall) -> int | None:
     return int(found[1]) if found else None
 
 
-def _flag(row: Alternative, piece: Observation | DeviceUse | RawCall, requirement: Requirement) -> str:
-    """The row's flag with what is known filled in; where nothing is, a word in capitals."""
+def _flag(row: Alternative, piece: Observation | DeviceUse | RawCall, values: Mapping[str, str]) -> str:
+    """The row's flag with what is known filled in (`values` of parameters by key); where nothing is, a word in
+    capitals."""
     path = (piece.path if isinstance(piece, Observation | DeviceUse) else None) or "PATH"
     key = path.removeprefix(_SYSCTLS).replace("/", ".")
     port = _port(piece)
-    values = [m.value for a in requirement.alternatives for m in a if isinstance(m, Sysctl) and m.key == key]
     filled = {
         "{path}": path,
         "{port}": "PORT" if port is None else str(port),
         "{key}": key,
-        "{value}": shlex.quote(values[0]) if values else "VALUE",
+        "{value}": shlex.quote(values[key]) if key in values else "VALUE",
     }
     flag = row.flag
     for name, value in filled.items():
@@ -300,17 +300,18 @@ def advice(requirements: Iterable[Requirement]) -> tuple[Advice, ...]:
     A flag that opens all ports from one on is given for the lowest port only.
     """
     wanted = tuple(requirements)
+    values = {m.key: m.value for row in wanted for a in row.alternatives for m in a if isinstance(m, Sysctl)}
     found: list[Advice] = []
     for row in ALTERNATIVES:
         pieces = [
-            (piece, requirement)
+            piece
             for requirement in wanted
             if _holds(requirement, row)
             for piece in requirement.evidence
             if _matches(row, piece)
         ]
         if "{port}" in row.flag:
-            pieces = sorted(pieces, key=lambda pair: (_port(pair[0]) is None, _port(pair[0]) or 0))[:1]
-        flags = list(dict.fromkeys(_flag(row, *pair) for pair in pieces))
+            pieces = sorted(pieces, key=lambda piece: (_port(piece) is None, _port(piece) or 0))[:1]
+        flags = list(dict.fromkeys(_flag(row, piece, values) for piece in pieces))
         found += [Advice(row.text, flag, row.reason) for flag in flags[:_EXAMPLES]]
     return tuple(found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from profiler.catalogue.dangers import weight
 from profiler.catalogue.paths import namespaced_sysctl
 from profiler.catalogue.safer import advice
-from profiler.model import Doubt, Observation, Process, Recipe, Requirement, Sysctl
+from profiler.model import Doubt, Observation, Process, Recipe, Requirement, SecurityOption, Sysctl
 from profiler.synthesizer.parameters import with_sysctls
 from profiler.synthesizer.reduce import stand_ins
 from profiler.synthesizer.requirements import UNMASKED
@@ -59,5 +61,7 @@ def test_what_the_engine_cannot_set_or_was_not_read_has_no_other_way(path: str) 
 def test_the_advice_names_the_value() -> None:
     (found,) = advice(with_sysctls([written(FORWARD_PATH)], VALUES))
     assert found.flag == "--sysctl net.ipv4.ip_forward=1"
+    other = dataclasses.replace(written(FORWARD_PATH), alternatives=(frozenset({SecurityOption("apparmor=x")}),))
+    assert advice([other, *with_sysctls([written(FORWARD_PATH)], VALUES)]) == (found,)
     (found,) = advice([written(FORWARD_PATH)])
     assert found.flag == "--sysctl net.ipv4.ip_forward=VALUE"
