@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from profiler.harness.interface import Announce, Sandbox
-from profiler.model import Capability, Denial, Doubt, Recipe, Trace, capability_names
+from profiler.model import Capability, Denial, Doubt, Recipe, Requirement, Trace, capability_names
 from profiler.options import Options
 from profiler.tracer.denial.denial import Denying
 from profiler.tracer.denial.denier import NotDeniableError
@@ -37,7 +37,8 @@ def traced(
     if trace is None or _went_well(trace, options.exit_code):
         return trace
     announce(f"it failed so with exit code {trace.exit_code}: once more, with what was refused without a failure")
-    more = capability_names(_found(sandbox, grantable, trace, options))
+    found, _ = _found(sandbox, grantable, trace, options)
+    more = capability_names(found)
     trace = _tried(Denying(more, grantable), run, announce)
     if trace is not None and not _went_well(trace, options.exit_code):
         announce(f"it failed so, too, with exit code {trace.exit_code}")
@@ -47,25 +48,28 @@ def traced(
 
 def missing(
     sandbox: Sandbox, options: Options, recipe: Recipe, grantable: frozenset[str], run: DeniedRun, announce: Announce
-) -> Recipe:
-    """What one run that begins with the capabilities of `recipe`, which failed, shows to be missing in it; nothing
-    where the workload cannot be run so."""
+) -> tuple[Recipe, tuple[Requirement, ...]]:
+    """What one run that begins with the capabilities of `recipe`, which failed, shows to be missing in it, and why;
+    nothing where the workload cannot be run so."""
     announce("running it once more, denied what is not in that recipe, to see all that it lacks")
     trace = _tried(Denying(capability_names(recipe), grantable), run, announce)
     if trace is None:
-        return frozenset()
-    found = _found(sandbox, grantable, trace, options)
+        return frozenset(), ()
+    found, rows = _found(sandbox, grantable, trace, options)
     labels = " ".join(sorted(member.label for member in found - recipe))
     announce(f"it was refused {labels or 'nothing that could be given'} ({trace.seconds:.1f} s)")
-    return found
+    return found, rows
 
 
-def _found(sandbox: Sandbox, grantable: frozenset[str], trace: Trace, options: Options) -> Recipe:
-    """What the run was given, and what it needs beside that. What was refused without a failure did not matter to a
-    run that went well, and may have to one that did not."""
+def _found(
+    sandbox: Sandbox, grantable: frozenset[str], trace: Trace, options: Options
+) -> tuple[Recipe, tuple[Requirement, ...]]:
+    """What the run was given, and what it needs beside that; and its requirements. What was refused without a failure
+    did not matter to a run that went well, and may have to one that did not."""
     given = frozenset(Capability(refusal.capability) for refusal in (trace.denial.refusals if trace.denial else ()))
     doubt = Doubt.EVEN if _went_well(trace, options.exit_code) else Doubt.DOUBTFUL
-    return given | Understanding(sandbox, grantable, trace, options.seccomp).recipe(doubt)
+    understanding = Understanding(sandbox, grantable, trace, options.seccomp)
+    return given | understanding.recipe(doubt), understanding.requirements
 
 
 def _went_well(trace: Trace, exit_code: int) -> bool:

@@ -30,7 +30,6 @@ from profiler.model import (
     Called,
     Doubt,
     HostFacts,
-    Observation,
     Privilege,
     Recipe,
     Requirement,
@@ -47,12 +46,13 @@ from profiler.profiles import Profiles, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
 from profiler.synthesizer.confinement import refused_without_check
-from profiler.synthesizer.denials import denied, refusals
+from profiler.synthesizer.denials import denied
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
 from profiler.synthesizer.named import named
 from profiler.synthesizer.reduce import reduce
 from profiler.synthesizer.unconfined import less_confined
+from profiler.telling import told
 from profiler.tracer.denial.denial import Denying
 from profiler.tracer.recorder import Progress
 from profiler.tracer.session import Interruptible
@@ -191,7 +191,7 @@ class _Case:
         bench = self._bench(trace, understanding)
         full = understanding.recipe(Doubt.DOUBTFUL)
         candidates = [full] if self.options.strict else [understanding.recipe(Doubt.EVEN), full]
-        proof = self._proof(bench, self._passing(trace, bench, candidates), understanding)
+        proof = self._proof(bench, self._passing(trace, understanding, bench, candidates), understanding)
         recipe = self._with_optional(bench, understanding, proof.recipe) if self.options.keep_optional else proof.recipe
         verdict = Verdict(
             recipe,
@@ -226,9 +226,11 @@ class _Case:
         recipe |= {found.bound}
         return trace, dataclasses.replace(verdict, recipe=recipe, runs=bench.runs, observed=found)
 
-    def _passing(self, trace: Trace, bench: Bench, candidates: Sequence[Recipe]) -> Recipe:
+    def _passing(
+        self, trace: Trace, understanding: Understanding, bench: Bench, candidates: Sequence[Recipe]
+    ) -> Recipe:
         """A recipe that passes. Where a filter shall stay, switching it off is none of the ways out."""
-        investigate = functools.partial(self._denied, trace)
+        investigate = functools.partial(self._denied, trace, understanding)
         guessed = named(self.sandbox.command(), trace, self.facts.grantable)
         try:
             return passing(
@@ -238,7 +240,7 @@ class _Case:
                 order=weight,
                 investigate=investigate,
                 guessed=guessed,
-                deny=functools.partial(self._missing, trace) if len(self.facts.witnesses) > 1 else None,
+                deny=functools.partial(self._missing, trace, understanding) if len(self.facts.witnesses) > 1 else None,
             )
         except UnverifiedError as error:
             if self.options.seccomp is Seccomp.UNCONFINED:
@@ -292,16 +294,22 @@ class _Case:
             return None
         return divergence(rows, self._traced(recipe, service_again(self.options, trace), calls_of(rows)))
 
-    def _missing(self, trace: Trace, rerun: Rerun) -> Recipe:
+    def _missing(self, trace: Trace, understanding: Understanding, rerun: Rerun) -> Recipe:
         limit = time_limit(self.options, trace) * denying.SLOWER
         run = functools.partial(self._traced, self.broad, service_again(self.options, trace), timeout=limit)
-        return denying.missing(self.sandbox, self.options, rerun.recipe, self.facts.grantable, run, self.announce)
+        found, rows = denying.missing(
+            self.sandbox, self.options, rerun.recipe, self.facts.grantable, run, self.announce
+        )
+        understanding.learn(rows, found - rerun.recipe)
+        return found
 
-    def _denied(self, trace: Trace, rerun: Rerun) -> Recipe:
+    def _denied(self, trace: Trace, understanding: Understanding, rerun: Rerun) -> Recipe:
         self.announce("watching the failing run to see what it is denied")
         watched = self._traced(rerun.recipe, service_again(self.options, trace))
-        refused = refused_without_check(watched.observations)
-        return denied(watched, rerun.recipe, self.facts.grantable, weight) | refused
+        rows = denied(watched, rerun.recipe, self.facts.grantable)
+        found = reduce(rows, weight, up_to=Doubt.DOUBTFUL)
+        understanding.learn(rows, found)
+        return found | refused_without_check(watched.observations)
 
     def _proof(self, bench: Bench, recipe: Recipe, understanding: Understanding) -> Proof:
         if self.options.prove is Prove.NONE:
@@ -310,28 +318,11 @@ class _Case:
         return prove(bench, recipe, order=weight, until=until, hints=understanding.hints(recipe))
 
     def _told(self, trace: Trace, rows: Sequence[Requirement], proof: Proof) -> tuple[Requirement, ...]:
-        """Requirements whose evidence names no file get it from a watched run without the member: the refused call.
-
-        Opening a file for reading is not stopped in the traced run (there are far too many of them), so the check is
-        known from there but not the path. Without the member the call fails, and there it is stopped. A member with
-        some other requirement that names what it is for needs no such run.
-        """
-        answers = {
-            member: [row for row in rows if _answered_by(row, proof.recipe) == member] for member in proof.needed
-        }
-        told: dict[Requirement, Requirement] = {}
-        for member, answered in answers.items():
-            if any(observation.args for row in answered for observation in _observations(row)):
-                continue
-            calls = frozenset(o.call for row in answered for o in _observations(row) if o.call)
-            if not calls:
-                continue
+        def watch(member: Privilege, calls: frozenset[str]) -> Trace:
             self.announce(f"watching a run without {member.label} to see what it is denied")
-            watched = self._traced(proof.recipe - {member}, service_again(self.options, trace), calls)
-            for row in answered:
-                named = tuple(observation for observation in refusals(watched, row) if observation.args)
-                told[row] = dataclasses.replace(row, evidence=named[:4] + row.evidence)
-        return tuple(told.get(row, row) for row in rows)
+            return self._traced(proof.recipe - {member}, service_again(self.options, trace), calls)
+
+        return told(rows, proof, watch)
 
     def _tell(self, rerun: Rerun) -> None:
         labels = " ".join(sorted(p.label for p in rerun.recipe)) if len(rerun.recipe) <= 8 else "many privileges"
@@ -385,12 +376,3 @@ class _Case:
             less_confined=less_confined(trace.observations, unmet(rows, verdict.recipe)) if verdict.verified else {},
             apparmor=own.profile,
         )
-
-
-def _answered_by(row: Requirement, recipe: Recipe) -> Privilege | None:
-    """The member of `recipe` that meets a requirement alone; None where none does."""
-    return next((member for a in row.alternatives if a <= recipe for member in a), None)
-
-
-def _observations(row: Requirement) -> list[Observation]:
-    return [piece for piece in row.evidence if isinstance(piece, Observation)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 from profiler.catalogue.dangers import weight
 from profiler.harness.interface import Sandbox
@@ -36,6 +37,7 @@ class Understanding:
         )
         if APPARMOR_UNCONFINED in sandbox.broad():
             self._rows += apparmor_requirements(trace.observations, self.denied_classes)
+        self._learned: tuple[Requirement, ...] = ()
 
     @functools.cached_property
     def denied_classes(self) -> frozenset[str]:
@@ -50,7 +52,12 @@ class Understanding:
     @property
     def requirements(self) -> tuple[Requirement, ...]:
         """Every requirement, with all that may meet it."""
-        return with_sysctls(self._rows, self._trace.sysctls)
+        return with_sysctls((*self._rows, *self._learned), self._trace.sysctls)
+
+    def learn(self, rows: Iterable[Requirement], members: Recipe) -> None:
+        """Take over what another run of the workload tells of `members` that this trace shows no need of."""
+        known = {privilege for row in self._rows for alternative in row.alternatives for privilege in alternative}
+        self._learned += tuple(row for row in rows if any(a <= members and not a & known for a in row.alternatives))
 
     def recipe(self, up_to: Doubt) -> Recipe:
         """The least dangerous recipe that meets every requirement of at most this doubt, the filter's included.

@@ -9,32 +9,28 @@ from profiler.catalogue.sites import SUBSET_RULE
 from profiler.catalogue.substitutes import SUBSTITUTES
 from profiler.model import Capability, Doubt, KernelCheck, Observation, Recipe, Requirement, Trace, capability_names
 from profiler.synthesizer.pools import Pools
-from profiler.synthesizer.reduce import Weight, reduce
-from profiler.synthesizer.requirements import Evidence, requirements
+from profiler.synthesizer.requirements import requirements
 
 
-def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str], weight: Weight) -> Recipe:
-    """The privileges whose check refused a call of this run, beyond what `recipe` holds.
+def denied(trace: Trace, recipe: Recipe, grantable: frozenset[str]) -> tuple[Requirement, ...]:
+    """What the refused calls of this run needed, beyond what `recipe` holds.
 
     A call that asks for several in turn (DAC_READ_SEARCH, then DAC_OVERRIDE) needs one of them. The surest refusals
     count alone: what is doubtful is taken only where nothing else was refused.
     """
     held = capability_names(recipe)
-    refused = tuple(
-        dataclasses.replace(observation, checks=tuple(_as_granted(_first_asked(observation), held)))
+    shown = {
+        _blamed(
+            dataclasses.replace(observation, checks=tuple(_as_granted(_first_asked(observation), held)))
+        ): observation
         for observation in trace.observations
-    )
+    }
     needs = requirements(
-        dataclasses.replace(trace, observations=tuple(_blamed(o) for o in refused), devices=()),
-        grantable - held,
-        Pools({}),
-        confined=False,
+        dataclasses.replace(trace, observations=tuple(shown), devices=()), grantable - held, Pools({}), confined=False
     )
-    for doubt in (Doubt.EVEN, Doubt.DOUBTFUL):
-        missing = reduce(needs, weight, up_to=doubt)
-        if missing:
-            return missing
-    return frozenset()
+    sure = tuple(row for row in needs if row.doubt <= Doubt.EVEN)
+    rows = sure or tuple(row for row in needs if row.doubt is Doubt.DOUBTFUL)
+    return tuple(_restored(row, shown) for row in rows)
 
 
 def requirements_of(
@@ -65,9 +61,7 @@ def requirements_of(
         if silent:
             shown[dataclasses.replace(observation, result=-1, checks=silent)] = observation
     rows = requirements(dataclasses.replace(trace, observations=tuple(shown)), grantable, pools, confined=confined)
-    return tuple(
-        dataclasses.replace(row, evidence=tuple(_restored(piece, shown) for piece in row.evidence)) for row in rows
-    )
+    return tuple(_restored(row, shown) for row in rows)
 
 
 def _lent(check: KernelCheck, given: Container[str]) -> bool:
@@ -75,8 +69,10 @@ def _lent(check: KernelCheck, given: Container[str]) -> bool:
     return check.site == SUBSET_RULE and check.capability not in given
 
 
-def _restored(piece: Evidence, shown: Mapping[Observation, Observation]) -> Evidence:
-    return shown.get(piece, piece) if isinstance(piece, Observation) else piece
+def _restored(row: Requirement, shown: Mapping[Observation, Observation]) -> Requirement:
+    """The row with what was observed in place of what the rules have read."""
+    evidence = (shown.get(piece, piece) if isinstance(piece, Observation) else piece for piece in row.evidence)
+    return dataclasses.replace(row, evidence=tuple(evidence))
 
 
 def refusals(trace: Trace, requirement: Requirement) -> tuple[Observation, ...]:

@@ -18,6 +18,7 @@ from profiler.model import (
 )
 from profiler.synthesizer.denials import denied
 from profiler.synthesizer.pools import Pools
+from profiler.synthesizer.reduce import reduce
 from profiler.synthesizer.requirements import requirements, seccomp_requirements
 
 SHELL = Process(10, "/bin/sh", ("sh",), 0)
@@ -214,6 +215,10 @@ def weight(privilege):
     return {"DAC_READ_SEARCH": 1}.get(privilege.name, 2)
 
 
+def missing(trace, recipe):
+    return reduce(denied(trace, recipe, EVERYTHING), weight, up_to=Doubt.DOUBTFUL)
+
+
 def test_denied_takes_the_refused_call_and_not_the_probe():
     trace = Trace(
         (
@@ -224,13 +229,19 @@ def test_denied_takes_the_refused_call_and_not_the_probe():
         ),
         (), (), {}, 1, 0.0,
     )  # fmt: skip
-    assert denied(trace, frozenset(), EVERYTHING, weight) == {Capability("DAC_READ_SEARCH")}
+    assert missing(trace, frozenset()) == {Capability("DAC_READ_SEARCH")}
+
+
+def test_denied_shows_what_was_refused():
+    refused = call("mount", [check("SYS_ADMIN", "path_mount", False)], result=-1)
+    (row,) = denied(Trace((refused,), (), (), {}, 1, 0.0), frozenset(), EVERYTHING)
+    assert row.evidence == (refused,)
 
 
 def test_denied_finds_nothing_that_is_held():
     trace = Trace((call("mount", [check("SYS_ADMIN", "path_mount", False)], result=-1),), (), (), {}, 1, 0.0)
-    assert denied(trace, frozenset({Capability("SYS_ADMIN")}), EVERYTHING, weight) == frozenset()
-    assert denied(trace, frozenset({SecurityOption("x")}), EVERYTHING, weight) == {Capability("SYS_ADMIN")}
+    assert missing(trace, frozenset({Capability("SYS_ADMIN")})) == frozenset()
+    assert missing(trace, frozenset({SecurityOption("x")})) == {Capability("SYS_ADMIN")}
 
 
 def test_a_capset_to_a_list_needs_what_is_on_it():
