@@ -29,5 +29,6 @@ def merged(traces: Sequence[Trace], exit_code: int) -> Trace:
         denial=denying.merged([trace.denial for trace in traces]),
         called=observing.merged(trace.called for trace in traces),
         sysctls={key: value for trace in traces for key, value in trace.sysctls.items()},
+        system={path: write for trace in traces for path, write in trace.system.items()},
         interrupted=max((t.interrupted for t in traces if t.interrupted is not None), default=None),
     )

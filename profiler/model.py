@@ -116,7 +116,25 @@ class Sysctl:
         return f"sysctl:{self.key}={self.value}"
 
 
-Privilege = Capability | Device | DeviceClass | Syscalls | AllowList | SecurityOption | Sysctl
+@dataclass(frozen=True, order=True)
+class BindMount:
+    """A file or tree of the host's /sys, writable in the container at the same path (`--volume PATH:PATH`), where no
+    flag but `--privileged` would make the container's own writable.
+
+    `host_groups`: together with the host's cgroup namespace, as the tree is one of control groups and the container
+    would have a namespace of its own (`--cgroupns host`).
+    """
+
+    path: str
+    host_groups: bool = False
+
+    @property
+    def label(self) -> str:
+        """How the manifest and the table name it."""
+        return f"volume:{self.path}"
+
+
+Privilege = Capability | Device | DeviceClass | Syscalls | AllowList | SecurityOption | Sysctl | BindMount
 Recipe = frozenset[Privilege]
 
 
@@ -233,6 +251,24 @@ class RawCall:
 
 
 @dataclass(frozen=True)
+class SystemWrite:
+    """A path below /sys that the workload wrote to, or a control group that it made, where a container's mount is
+    read-only unless it is privileged.
+
+    `place` is what of this host's stands for it: the file itself, for a control group the tree of its hierarchy; empty
+    where this host has nothing like it (a device of the container's own network). `mount` is where the file system is
+    mounted; `doubtful`: it is another mount there, a copy in a namespace of the workload's or one that it has made.
+    `own_groups`: the run had a cgroup namespace of its own. `made`: a new group.
+    """
+
+    place: str
+    mount: str
+    doubtful: bool = False
+    own_groups: bool = False
+    made: bool = False
+
+
+@dataclass(frozen=True)
 class Called:
     """The system calls of a workload by name, each with the program that was seen to make it first (empty: unknown).
 
@@ -290,8 +326,9 @@ class Trace:
     (a nested tracer was seen, an interpreter of 32-bit calls, …). `interrupted` is the time in seconds after which the
     user ended the run with Ctrl-C; None when it ended otherwise. `stopped` is None for a run that ended by itself,
     `files` as in `Outcome`. `called` is None unless every call was to be seen. `sysctls` are the parameters of its own
-    namespaces that it opened to write, with their last values. `denial` is None for a run that was not denied
-    anything on purpose.
+    namespaces that it opened to write, with their last values, `system` the paths below /sys, as observed, that it
+    could write to only as the run was as under `--privileged`. `denial` is None for a run that was not denied anything
+    on purpose.
     """
 
     observations: tuple[Observation, ...]
@@ -308,6 +345,7 @@ class Trace:
     called: Called | None = None
     sysctls: Mapping[str, str] = field(default_factory=dict)
     denial: Denial | None = None
+    system: Mapping[str, SystemWrite] = field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
 from profiler.synthesizer.named import named
 from profiler.synthesizer.reduce import reduce
+from profiler.synthesizer.system import beyond_reach, groups_made, mounts
 from profiler.synthesizer.unconfined import less_confined
 from profiler.telling import told
 from profiler.tracer.denial.denial import Denying
@@ -86,6 +87,7 @@ def profile(sandbox: Sandbox, options: Options, announce: Announce) -> Report:
         if facts.not_granted:
             announce(f"not granted here, so not profiled: {', '.join(facts.not_granted)}")
         trace = case.watched()
+        sandbox.groups = groups_made(trace)
         understanding = Understanding(sandbox, facts.grantable, trace, options.seccomp)
         if trace.exit_code != options.exit_code and trace.stopped is None and trace.interrupted is None:
             lean = understanding.recipe(Doubt.EVEN)
@@ -243,6 +245,11 @@ class _Case:
                 deny=functools.partial(self._missing, trace, understanding) if len(self.facts.witnesses) > 1 else None,
             )
         except UnverifiedError as error:
+            if (lost := beyond_reach(trace)) is not None:
+                raise UnverifiedError(
+                    f"only --privileged itself makes {lost.path} writable, and without it the workload fails",
+                    "it is the container's own network's: with --network host it is the host's, which can be mounted",
+                ) from error
             if self.options.seccomp is Seccomp.UNCONFINED:
                 raise
             if not bench.run(self.broad, "every privilege and no filter").passed:
@@ -278,7 +285,7 @@ class _Case:
             self.announce("running it once more with every privilege, for the output to compare with")
         return Bench(
             self.sandbox,
-            acceptance(options, trace, self.sandbox, self.broad),
+            acceptance(options, trace, self.sandbox, self.broad | mounts(understanding.requirements)),
             timeout=time_limit(options, trace),
             jobs=1 if options.check or strict else options.jobs,
             service=service_again(options, trace),

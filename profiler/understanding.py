@@ -16,6 +16,7 @@ from profiler.synthesizer.parameters import with_sysctls
 from profiler.synthesizer.pools import pools_of
 from profiler.synthesizer.reduce import asked_together, doubted, reduce, stand_ins
 from profiler.synthesizer.requirements import seccomp_requirements
+from profiler.synthesizer.system import system_requirements
 from profiler.verifier.prove import Hints
 from profiler.witness.confined import denied_classes
 from profiler.witness.filter import EngineFilter, missing_calls
@@ -38,6 +39,7 @@ class Understanding:
         if APPARMOR_UNCONFINED in sandbox.broad():
             self._rows += apparmor_requirements(trace.observations, self.denied_classes)
         self._learned: tuple[Requirement, ...] = ()
+        self._rows += system_requirements(trace, sandbox.broad())
 
     @functools.cached_property
     def denied_classes(self) -> frozenset[str]:

@@ -26,6 +26,7 @@ from click.testing import CliRunner  # noqa: E402 - after the path to this very 
 from profiler import cli, errors  # noqa: E402
 from profiler.harness.docker.flags import flags_of  # noqa: E402
 from profiler.model import (  # noqa: E402
+    BindMount,
     Capability,
     Device,
     DeviceClass,
@@ -83,6 +84,8 @@ EXAMPLES: tuple[tuple[str, Privilege], ...] = (
     ("System calls that the engine's filter denies", Syscalls(("keyctl",))),
     ("A protection that must be off", SecurityOption("systempaths=unconfined")),
     ("A kernel parameter that the engine can set", Sysctl("net.ipv4.ip_forward", "1")),
+    ("A setting of the host's below /sys", BindMount("/sys/block/sda/queue/scheduler")),
+    ("Control groups, where the engine cannot make the container's own writable", BindMount("/sys/fs/cgroup", True)),
 )
 
 

@@ -10,7 +10,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from profiler.model import AllowList, Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
+from profiler.catalogue.paths import CONTROL_GROUPS
+from profiler.model import (
+    AllowList,
+    BindMount,
+    Capability,
+    Device,
+    DeviceClass,
+    Privilege,
+    SecurityOption,
+    Syscalls,
+    Sysctl,
+)
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,8 @@ SYSCALLS: dict[str, Danger] = {
 ORDINARY_CALL = Danger(25, "one more system call that the engine's default filter keeps closed")
 
 BOUND = Danger(1, "only takes away")
+HOST_GROUPS = Danger(450, "limits, freezes and moves every process of the host; groups that it makes there stay")
+HOST_SYSTEM = Danger(150, "changes this setting of the host's kernel or hardware")
 SYSCTL = Danger(5, "one parameter of the container's own namespaces")
 
 # A node that cannot be written only leaks: two thirds of its weight.
@@ -236,6 +249,8 @@ def danger(privilege: Privilege) -> Danger:
             return SECURITY_OPTIONS.get(option, UNKNOWN_SECURITY_OPTION)
         case Sysctl():
             return SYSCTL
+        case BindMount(path):
+            return HOST_GROUPS if path.startswith(CONTROL_GROUPS) else HOST_SYSTEM
 
 
 def weight(privilege: Privilege) -> int:

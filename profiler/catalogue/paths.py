@@ -23,6 +23,8 @@ MASKED: tuple[str, ...] = (
     "/sys/firmware",
 )
 
+CONTROL_GROUPS = "/sys/fs/cgroup"
+
 # Notified only where they open something to write that may exist (seccomp/traced-calls.toml).
 OPENS_FOR_WRITING: frozenset[str] = frozenset({"open", "openat", "openat2", "creat"})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from profiler.harness.service import Running, Service
+from profiler.kernel.mountinfo import Mount
 from profiler.model import HostFacts, Outcome, Privilege, Recipe, capability_names
 
 
@@ -27,6 +28,7 @@ class Caught:
     `pid` is the gate's process as this host numbers it; `argv` what it shall become (argv[0] without a slash is looked
     up in PATH of `env`, in the process's own root); `credentials` None means that it stays as it is. `capabilities` are
     those that it shall have of what it holds, where it was started with more so that it can be steered; None: all.
+    `system` are the mounts below its /sys that it shall find writable, as `--privileged` would have them.
     """
 
     pid: int
@@ -34,6 +36,7 @@ class Caught:
     env: tuple[str, ...]
     credentials: Credentials | None = None
     capabilities: frozenset[str] | None = None
+    system: tuple[Mount, ...] = ()
 
 
 def steering(recipe: Recipe, grantable: frozenset[str], *, takes_ids: bool) -> frozenset[str]:
@@ -81,6 +84,7 @@ class Sandbox(Protocol):
     profile_of: Callable[[Recipe], str] | None  # the seccomp profile to use for a recipe that opens system calls
     expected: tuple[str, ...]  # files, as the workload names them, that an outcome shall tell of
     profile_path: str | None  # the one that the printed command names
+    groups: tuple[str, ...]  # control groups that the workload makes, by their paths: reruns leave none of them behind
 
     def facts(self) -> HostFacts:
         """What this host and engine can do."""

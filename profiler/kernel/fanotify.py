@@ -19,7 +19,9 @@ from profiler.kernel.namespaces import libc, oserror
 FAN_OPEN: Final = 0x20
 FAN_CLOSE_WRITE: Final = 0x08
 FAN_CLOSE_NOWRITE: Final = 0x10
+FAN_CREATE: Final = 0x100
 FAN_Q_OVERFLOW: Final = 0x4000
+FAN_ONDIR: Final = 0x40000000
 FAN_EVENT_ON_CHILD: Final = 0x08000000
 FAN_CLOEXEC: Final = 0x1
 FAN_NONBLOCK: Final = 0x2
@@ -27,10 +29,12 @@ FAN_CLASS_NOTIF: Final = 0x0
 FAN_UNLIMITED_QUEUE: Final = 0x10
 FAN_UNLIMITED_MARKS: Final = 0x20
 FAN_REPORT_FID: Final = 0x200
+FAN_REPORT_DFID_NAME: Final = 0xC00  # Linux 5.9
 FAN_MARK_ADD: Final = 0x1
 FAN_MARK_REMOVE: Final = 0x2
 FAN_MARK_DONT_FOLLOW: Final = 0x4
 FAN_EVENT_INFO_TYPE_FID: Final = 1
+FAN_EVENT_INFO_TYPE_DFID_NAME: Final = 2
 
 # linux/fcntl.h
 AT_FDCWD: Final = -100
@@ -65,12 +69,14 @@ class FileHandle(NamedTuple):
 class Event(NamedTuple):
     """`mask` of FAN_* bits (equal events of a process are merged), the process's id, and which file.
 
-    `file` None: events were lost because the queue was full (FAN_Q_OVERFLOW).
+    `file` None: events were lost because the queue was full (FAN_Q_OVERFLOW). With a `name`, `file` is the directory in
+    which that entry was made.
     """
 
     mask: int
     pid: int
     file: FileHandle | None
+    name: str = ""
 
 
 def handle_of(path: str, dir_fd: int = AT_FDCWD) -> FileHandle:
@@ -98,10 +104,9 @@ class Group:
     Raises OSError: EPERM without CAP_SYS_ADMIN (events would lack the pid), EINVAL before FAN_REPORT_FID, ENOSYS.
     """
 
-    def __init__(self) -> None:
-        flags = (
-            FAN_CLASS_NOTIF | FAN_REPORT_FID | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS | FAN_CLOEXEC | FAN_NONBLOCK
-        )
+    def __init__(self, report: int = FAN_REPORT_FID) -> None:
+        """`report`: FAN_REPORT_FID tells the file itself, FAN_REPORT_DFID_NAME a directory and the entry's name."""
+        flags = FAN_CLASS_NOTIF | report | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS | FAN_CLOEXEC | FAN_NONBLOCK
         self.fd: int = libc.fanotify_init(flags, os.O_RDONLY)
         if self.fd < 0:
             raise oserror("fanotify_init")
@@ -148,17 +153,20 @@ def parse(data: bytes) -> Iterator[Event]:
     start = 0
     while start + _METADATA.size <= len(data):
         length, _, _, metadata_length, mask, _, pid = _METADATA.unpack_from(data, start)
-        file = None
+        file, name = None, b""
         at, end = start + metadata_length, start + length
         while at + _FID.size <= end:
             kind, info_length, _, handle_length, handle_type = _FID.unpack_from(data, at)
-            if kind == FAN_EVENT_INFO_TYPE_FID:
-                file = FileHandle(handle_type, data[at + _FID.size : at + _FID.size + handle_length])
+            if kind in (FAN_EVENT_INFO_TYPE_FID, FAN_EVENT_INFO_TYPE_DFID_NAME):
+                handle_end = at + _FID.size + handle_length
+                file = FileHandle(handle_type, data[at + _FID.size : handle_end])
+                if kind == FAN_EVENT_INFO_TYPE_DFID_NAME:
+                    name = data[handle_end : at + info_length].partition(b"\0")[0]
             if info_length == 0:
                 break
             at += info_length
         if file is not None or mask & FAN_Q_OVERFLOW:
-            yield Event(mask, pid, file)
+            yield Event(mask, pid, file, os.fsdecode(name))
         if length < _METADATA.size:
             return
         start = end

@@ -7,8 +7,11 @@ decides anything. Sources: unshare(2), setns(2), mount(2), pivot_root(2), prctl(
 from __future__ import annotations
 
 import ctypes
+import functools
+import operator
 import os
 import signal
+from collections.abc import Iterable
 
 # linux/sched.h
 CLONE_NEWTIME = 0x00000080
@@ -39,6 +42,15 @@ MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
+
+_MOUNT_OPTIONS = {
+    "ro": MS_RDONLY,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
+    "noexec": MS_NOEXEC,
+    "noatime": MS_NOATIME,
+    "relatime": MS_RELATIME,
+}
 
 # linux/fs.h
 MNT_FORCE = 1
@@ -85,6 +97,11 @@ def oserror(call: str, path: Path | None = None, errno: int = 0) -> OSError:
 
 def _bytes(path: Path | None) -> bytes | None:
     return None if path is None else os.fsencode(path)
+
+
+def mount_flags(options: Iterable[str]) -> int:
+    """The MS_* flags of a mount's options, as proc_pid_mountinfo(5) writes them: what a remount must name to keep."""
+    return functools.reduce(operator.or_, (_MOUNT_OPTIONS.get(option, 0) for option in options), 0)
 
 
 def unshare(flags: int) -> None:

@@ -10,12 +10,13 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from profiler.errors import HostError, WorkloadError
 from profiler.kernel import memory, namespaces
 from profiler.kernel.capabilities import CAPSET_DATA, NUMBER, capset_arguments, mask, sets_of
+from profiler.kernel.mountinfo import Mount
 from profiler.kernel.tracee import Tracee, TraceeEndedError
 
 __all__ = ["Credentials", "ExecutionError", "Steered", "TraceeEndedError"]
@@ -31,6 +32,7 @@ NR_SETGID = 106
 NR_SETGROUPS = 116
 NR_CAPSET = 126
 NR_PRCTL = 157
+NR_MOUNT = 165
 NR_SECCOMP = 317
 
 # linux/seccomp.h
@@ -142,6 +144,19 @@ class Steered(Tracee):
             ) from error
         assert fcntl.fcntl(ours, fcntl.F_GETFD) & fcntl.FD_CLOEXEC  # receive_fd: always so
         return ours
+
+    def make_writable(self, mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+        """Make these mounts of the tracee's namespace writable; those that are, afterwards. The kernel refuses without
+        SYS_ADMIN, and where a user namespace has locked the flag (mount(2), MS_REMOUNT)."""
+        return tuple(mount for mount in mounts if self._is_writable(mount))
+
+    def _is_writable(self, mount: Mount) -> bool:
+        """Whether the mount is, or can be made. A file system that was mounted read-only is so as a whole, too."""
+        flags = namespaces.mount_flags(mount.options - {"ro"}) | namespaces.MS_REMOUNT
+        path = self.write(os.fsencode(mount.point) + b"\0")
+        if "ro" in mount.super_options:
+            return self.syscall(NR_MOUNT, 0, path, 0, flags, 0) == 0
+        return "ro" not in mount.options or self.syscall(NR_MOUNT, 0, path, 0, flags | namespaces.MS_BIND, 0) == 0
 
     def take(self, credentials: Credentials) -> None:
         """Take an ordinary user's ids, from root, in runc's order (setupUser in libcontainer/init_linux.go): stdio,

@@ -9,7 +9,17 @@ from profiler.catalogue.capability_texts import ALLOWS
 from profiler.catalogue.dangers import reason
 from profiler.catalogue.functions import FUNCTIONS
 from profiler.errors import UsageError
-from profiler.model import AllowList, Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
+from profiler.model import (
+    AllowList,
+    BindMount,
+    Capability,
+    Device,
+    DeviceClass,
+    Privilege,
+    SecurityOption,
+    Syscalls,
+    Sysctl,
+)
 from profiler.report.evidence import Document, headline, printable, tellingness
 from profiler.report.labels import privilege_of, same_privilege
 from profiler.report.manifest import Manifest
@@ -68,6 +78,8 @@ def _lets(privilege: Privilege) -> str:
             return f"run with {option}"
         case Sysctl(key, value):
             return f"start with {key} = {value}"
+        case BindMount(path):
+            return f"write to {path} of the host, which is mounted into the container"
 
 
 def _block(manifest: Manifest, row: Mapping[str, Any]) -> Iterator[str]:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import re
 
-from profiler.model import AllowList, Capability, Device, DeviceClass, Privilege, SecurityOption, Syscalls, Sysctl
+from profiler.model import (
+    AllowList,
+    BindMount,
+    Capability,
+    Device,
+    DeviceClass,
+    Privilege,
+    SecurityOption,
+    Syscalls,
+    Sysctl,
+)
 
 _CAPABILITY = re.compile(r"[A-Z][A-Z0-9_]*")
 _DEVICE = re.compile(r"(/.*):([rwm]+)", re.DOTALL)
 _CLASS = re.compile(r"([bc]) (\d+):(\d+|\*) ([rwm]+)")
 _SYSCALLS = "seccomp:"
+_VOLUME = "volume:"
 _SYSCTL = re.compile(r"sysctl:([^=]+)=(.*)", re.DOTALL)
 
 
@@ -25,6 +36,8 @@ def privilege_of(label: str) -> Privilege:
         return AllowList(())
     if label.startswith(_SYSCALLS):
         return Syscalls(tuple(label.removeprefix(_SYSCALLS).split(",")))
+    if label.startswith(_VOLUME):
+        return BindMount(label.removeprefix(_VOLUME))
     if found := _SYSCTL.fullmatch(label):
         return Sysctl(found[1], found[2])
     return SecurityOption(label)
@@ -54,5 +67,7 @@ def same_privilege(label: str, words: str) -> bool:
             return words == option.partition("=")[0]
         case Sysctl(key):
             return words == key
+        case BindMount(path):
+            return words == path
         case _:
             return False

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from profiler.model import Capability, Device, DeviceClass, Recipe, SecurityOption, Sysctl
+from profiler.model import BindMount, Capability, Device, DeviceClass, Recipe, SecurityOption, Sysctl
 from profiler.report.evidence import printable
 from profiler.report.manifest import Manifest
 
@@ -154,6 +154,9 @@ def compose(manifest: Manifest) -> str:
         *_yaml_list("device_cgroup_rules", recipe["device_cgroup_rules"], "    "),
         *_yaml_list("security_opt", recipe["security_opt"], "    "),
     ]
+    lines += _yaml_list("volumes", recipe.get("volumes") or (), "    ")
+    if recipe.get("cgroupns"):
+        lines.append(f"    cgroup: {recipe['cgroupns']}")
     if recipe["sysctls"]:
         lines += ["    sysctls:", *(f"      {_yaml(key)}: {_yaml(str(v))}" for key, v in recipe["sysctls"].items())]
     return "\n".join([*lines, ""])
@@ -165,6 +168,7 @@ def kubernetes(manifest: Manifest) -> str:
     options = {member.option for member in recipe if isinstance(member, SecurityOption)}
     nodes = sorted(member.label for member in recipe if isinstance(member, Device | DeviceClass))
     sysctls = sorted(member for member in recipe if isinstance(member, Sysctl))
+    mounts = sorted(member for member in recipe if isinstance(member, BindMount))
     image = manifest.document["workload"].get("image") or "IMAGE"
     lines = ["spec:"]
     if "systempaths=unconfined" in options:
@@ -174,6 +178,8 @@ def kubernetes(manifest: Manifest) -> str:
         for sysctl in sysctls:
             lines += [f"      - name: {_yaml(sysctl.key)}", f"        value: {_yaml(sysctl.value)}"]
     lines += ["  containers:", "    - name: workload", f"      image: {_yaml(image)}"]
+    if "writable-cgroups=true" in options:
+        lines.append(_comment("Kubernetes cannot make control groups writable: the node's runtime can", " " * 6))
     if nodes:
         lines.append(_comment(f"Kubernetes grants devices through a device plugin only: {', '.join(nodes)}", " " * 6))
     lines += [
@@ -191,6 +197,13 @@ def kubernetes(manifest: Manifest) -> str:
         lines += ["        seLinuxOptions:", "          type: spc_t"]
     if "systempaths=unconfined" in options:
         lines.append("        procMount: Unmasked")
+    if mounts:
+        lines.append("      volumeMounts:")
+        for number, mount in enumerate(mounts):
+            lines += [f"        - name: system-{number}", f"          mountPath: {_yaml(mount.path)}"]
+        lines.append("  volumes:")
+        for number, mount in enumerate(mounts):
+            lines += [f"    - name: system-{number}", "      hostPath:", f"        path: {_yaml(mount.path)}"]
     return "\n".join([*lines, ""])
 
 

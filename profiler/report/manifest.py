@@ -13,9 +13,11 @@ from typing import Any
 
 from profiler import __version__, output
 from profiler.catalogue.dangers import weight
+from profiler.catalogue.paths import CONTROL_GROUPS
 from profiler.errors import UsageError
 from profiler.model import (
     AllowList,
+    BindMount,
     Capability,
     Device,
     Observed,
@@ -46,6 +48,8 @@ _PARTS = {
     "--device-cgroup-rule": "device_cgroup_rules",
     "--security-opt": "security_opt",
     "--sysctl": "sysctls",
+    "--volume": "volumes",
+    "--cgroupns": "cgroupns",
 }
 
 
@@ -95,6 +99,8 @@ def _recipe(report: Report) -> dict[str, Any]:
         "device_cgroup_rules": parts["device_cgroup_rules"],
         "security_opt": parts["security_opt"],
         "sysctls": dict(pair.split("=", 1) for pair in parts["sysctls"] if "=" in pair),
+        "volumes": parts["volumes"],
+        "cgroupns": "".join(parts["cgroupns"]),
         "syscalls": sorted(calls),
         "observed": _observed(report.verdict.observed),
         "privileges": labels_of(report.verdict.recipe),
@@ -260,6 +266,10 @@ class Manifest:
             if not option.startswith(_SECCOMP) or option == f"{_SECCOMP}unconfined"
         }
         members |= {Sysctl(key, str(value)) for key, value in parts["sysctls"].items()}
+        host_groups = bool(parts.get("cgroupns"))
+        for value in parts.get("volumes") or ():
+            path = value.partition(":")[0]
+            members.add(BindMount(path, host_groups and path.startswith(CONTROL_GROUPS)))
         if parts.get("syscalls"):
             members.add(Syscalls(tuple(parts["syscalls"])))
         if parts.get("observed"):

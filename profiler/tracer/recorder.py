@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from profiler.catalogue.calls import catalogue, number_of
+from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.errors import ProfilerError
 from profiler.kernel.bpf import AUDIT_ARCH_I386
 from profiler.kernel.notify import Listener, Notification
@@ -25,6 +26,7 @@ from profiler.tracer.devices import DeviceWatch
 from profiler.tracer.ledger import Ledger
 from profiler.tracer.process import Callers
 from profiler.tracer.rawcalls import RawCalls
+from profiler.tracer.system import SystemWrites
 
 TICK_SECONDS: Final = 0.02  # between two looks at devices while calls keep coming
 IDLE_MILLISECONDS: Final = 50
@@ -58,6 +60,7 @@ class Recorder:
         raw: RawCalls,
         callers: Callers,
         devices: DeviceWatch,
+        system: SystemWrites,
         *,
         follow: Callable[[int], None] | None,
         on_failure: Callable[[], None],
@@ -68,6 +71,7 @@ class Recorder:
         self._raw = raw
         self._callers = callers
         self._devices = devices
+        self._system = system
         self._follow = follow
         self._on_failure = on_failure
         self._on_progress = on_progress
@@ -76,6 +80,7 @@ class Recorder:
         self._next_progress = 0.0
         self._notes: dict[str, dict[str, None]] = {}  # words, and the programs that they are about
         self._aside: dict[str, Callable[[Notification, DecodedCall, Process], None]] = {
+            **dict.fromkeys(OPENS_FOR_WRITING, self._open),
             "mknod": self._mknod,
             "mknodat": self._mknod,
             "mount": self._mount,
@@ -215,6 +220,10 @@ class Recorder:
         self._notes.setdefault(words, {}).setdefault(process.exe or "a program that was not seen")
 
     # -- what calls tell beyond themselves ---------------------------------------------------------------------------
+
+    def _open(self, notification: Notification, call: DecodedCall, _: Process) -> None:
+        if call.path is not None:
+            self._system.opening(notification.pid, call.path)
 
     def _mknod(self, notification: Notification, call: DecodedCall, process: Process) -> None:
         mode, device = notification.args[1:3] if call.name == "mknod" else notification.args[2:4]

@@ -38,6 +38,7 @@ from profiler.tracer.rawcalls import RawCalls
 from profiler.tracer.recorder import Progress, Recorder
 from profiler.tracer.stopper import STOP_SECONDS, Stopper, broken_off
 from profiler.tracer.sysctls import Sysctls
+from profiler.tracer.system import SystemWrites
 from profiler.witness.called import CallWitness
 from profiler.witness.events import Event, Exec, Fork
 from profiler.witness.tracefs import CheckWitness
@@ -199,6 +200,8 @@ class _Session:
         self._callers = self._stack.enter_context(Callers(self._pid))
         self._devices = self._stack.enter_context(DeviceWatch(self._pid, self._who))
         self._sysctls = self._stack.enter_context(Sysctls(self._pid))
+        writable = steered.make_writable(self._run.caught.system)
+        self._system = self._stack.enter_context(SystemWrites(self._pid, writable))
         self._raw = RawCalls(absent, witnessed=witness is not None)
         self._allow_filter(steered)
         listener = None
@@ -213,6 +216,7 @@ class _Session:
             self._raw,
             self._callers,
             self._devices,
+            self._system,
             follow=witness.follow if witness else None,
             on_failure=self._kill,
             on_progress=self._on_progress,
@@ -353,6 +357,7 @@ class _Session:
             self._losses.update(lost)
             self._knows_family = not lost
         observations, processes = self._ledger.finish()
+        observations += self._system.finish(self._complete)
         devices = self._devices.finish(self._complete)
         self._losses.update(self._devices.losses())
         return Trace(
@@ -370,6 +375,7 @@ class _Session:
             self._called(),
             self._sysctls.values(one for one in observations if one.call in OPENS_FOR_WRITING),
             self._denial.finished() if self._denial is not None else None,
+            self._system.written(),
         )
 
     def _called(self) -> Called | None:

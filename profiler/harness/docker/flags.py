@@ -1,11 +1,12 @@
 """Renders a recipe as the flags of `docker run` that replace `--privileged`. Talks to nobody.
 
-The order is fixed, so that equal recipes give equal command lines: capabilities, devices, rules, options, sysctls.
+The order is fixed, so that equal recipes give equal command lines: capabilities, devices, rules, options, sysctls,
+mounts.
 """
 
 from __future__ import annotations
 
-from profiler.model import Capability, Device, DeviceClass, Recipe, SecurityOption, Sysctl, needs_profile
+from profiler.model import BindMount, Capability, Device, DeviceClass, Recipe, SecurityOption, Sysctl, needs_profile
 
 SECCOMP_UNCONFINED = "seccomp=unconfined"
 
@@ -34,6 +35,11 @@ def flags_of(recipe: Recipe, profile_path: str | None = None) -> tuple[str, ...]
         flags += ["--security-opt", f"seccomp={profile_path}"]
     for sysctl in sorted(p for p in recipe if isinstance(p, Sysctl)):
         flags += ["--sysctl", f"{sysctl.key}={sysctl.value}"]
+    mounts = sorted(p for p in recipe if isinstance(p, BindMount))
+    for mount in mounts:
+        flags += ["--volume", f"{mount.path}:{mount.path}"]
+    if any(mount.host_groups for mount in mounts):
+        flags += ["--cgroupns", "host"]
     return tuple(flags)
 
 

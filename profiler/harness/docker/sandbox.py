@@ -33,8 +33,10 @@ from profiler.harness.docker.gate import (
     write_gate,
 )
 from profiler.harness.docker.grants import Grants, check_engine, check_user, find_grants, lsms_of
+from profiler.harness.docker.groups import leaving_none
 from profiler.harness.docker.image import Image, account, command_of, find_image, is_root, user_of, with_home
 from profiler.harness.docker.leftovers import clean_engine
+from profiler.harness.docker.mounts import mounts
 from profiler.harness.docker.run import HeldRun, captured
 from profiler.harness.docker.volumes import Volumes
 from profiler.harness.interface import Caught, Service, steering
@@ -42,7 +44,9 @@ from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.confinement import profile_of
 from profiler.kernel.filters import filters_of
+from profiler.kernel.mountinfo import Mount, below, mounts_of
 from profiler.model import (
+    BindMount,
     Capability,
     Device,
     HostFacts,
@@ -58,6 +62,8 @@ from profiler.model import (
 
 _grants: dict[tuple[str, ...], Grants] = {}  # by engine and what changes the answer: trying costs a start or more
 _THROWAWAY_FLAGS = frozenset({"runtime", "platform", "userns"})  # the user's flags that change what is granted
+_SYSTEM = "/sys"
+_SYSTEMS = frozenset({"sysfs", "cgroup", "cgroup2"})
 _OUTPUT = int | IO[bytes] | None
 
 
@@ -91,6 +97,7 @@ class DockerSandbox:
         self.profile_path = profile_path
         self.profile_of = profile_of
         self.expected: tuple[str, ...] = ()
+        self.groups: tuple[str, ...] = ()
         self._filters: dict[frozenset[str], bytes | None] = {}
         self._profile_name = ""
         self._runs: list[HeldRun] = []
@@ -210,7 +217,11 @@ class DockerSandbox:
                 )
             try:
                 init, gate = await_gate(engine, container, child)
-                caught = replace(self._caught(container, gate, argv, user), capabilities=kept)
+                caught = replace(
+                    self._caught(container, gate, argv, user),
+                    capabilities=kept,
+                    system=self._system_mounts(gate) if recipe >= self.broad() else (),
+                )
                 held = HeldRun(engine, container, child, init, caught, produced, moved)
             except BaseException:
                 child.kill()
@@ -233,7 +244,8 @@ class DockerSandbox:
         run, moved = self._with_volumes(f"rerun-{slot}")
         interactive = run.is_set("interactive")
         words = self._create_words(run.without({"tty"} if interactive else ()), recipe, (), command=True)
-        with self._replayed() as stdin, throwaway(engine, words) as container:
+        ours = self.groups if any(isinstance(p, BindMount) for p in recipe) else ()
+        with leaving_none(ours), self._replayed() as stdin, throwaway(engine, words) as container:
             self._reruns.add(container)
             try:
                 if self._aborted:
@@ -279,7 +291,7 @@ class DockerSandbox:
 
     def parallel(self) -> bool:
         """Whether several reruns may run at a time: no fixed name, port or address, and no place that both write."""
-        return cautions.shares_nothing(self._run) and not self._volumes.shared
+        return cautions.shares_nothing(self._run) and not self._volumes.shared and not self.groups
 
     def image(self) -> tuple[str, str]:
         """The image's name, as the user gave it, and its id."""
@@ -382,6 +394,16 @@ class DockerSandbox:
             more.add(SecurityOption(f"seccomp={self.profile_of(recipe)}"))
             recipe = frozenset(p for p in recipe if not isinstance(p, Syscalls))
         return recipe | more, kept
+
+    def _system_mounts(self, gate: int) -> tuple[Mount, ...]:
+        """The engine's own mounts below /sys: read-only in a container, unless it is `--privileged`, or an option of
+        the recipe says otherwise."""
+        users = {mount.target.rstrip("/") for mount in mounts(self._run)}
+        return tuple(
+            mount
+            for mount in mounts_of(gate)
+            if below(mount.point, _SYSTEM) and mount.fstype in _SYSTEMS and mount.point not in users
+        )
 
     def _profile(self, recipe: Recipe) -> str | None:
         """The seccomp profile for a recipe that says anything of calls."""

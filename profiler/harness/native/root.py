@@ -17,28 +17,19 @@ from profiler.kernel.mountinfo import Mount, below
 from profiler.kernel.namespaces import (
     MNT_DETACH,
     MS_BIND,
-    MS_NOATIME,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
-    MS_RELATIME,
     MS_REMOUNT,
     mount,
+    mount_flags,
     pivot_root,
     umount2,
 )
 
-_FLAGS = {
-    "ro": MS_RDONLY,
-    "nosuid": MS_NOSUID,
-    "nodev": MS_NODEV,
-    "noexec": MS_NOEXEC,
-    "noatime": MS_NOATIME,
-    "relatime": MS_RELATIME,
-}
 # redirect_dir: renaming a host directory works as on the host, instead of EXDEV. volatile (Linux 5.10): no fsync(2)
 # of a layer that is thrown away anyway, which halves the time of a package installation. Without both it works too.
 _OVERLAY_OPTIONS = ("redirect_dir=on,volatile", "redirect_dir=on", "")
@@ -101,9 +92,7 @@ def _add_layer(layer: Mount, index: int, store: Path, new_root: Path | None, hid
         target.mkdir()
     else:
         target = new_root / layer.point.lstrip("/")
-    flags = 0
-    for option in layer.options:
-        flags |= _FLAGS.get(option, 0)
+    flags = mount_flags(layer.options)
     where = f"lowerdir={_escape(layer.point)},upperdir={_escape(str(upper))},workdir={_escape(str(work))}"
     for number, options in enumerate(_OVERLAY_OPTIONS, 1):
         try:

@@ -55,6 +55,7 @@ class NativeSandbox:
         self.profile_of: Callable[[Recipe], str] | None = None  # there is no filter here, so there is none to open
         self.profile_path: str | None = None
         self.expected: tuple[str, ...] = ()
+        self.groups: tuple[str, ...] = ()
         self._argv = tuple(argv)
         self._cwd = cwd
         self._env = tuple(env.items())
