@@ -269,6 +269,26 @@ class SystemWrite:
 
 
 @dataclass(frozen=True)
+class LabelDenial:
+    """What SELinux denied: `permissions` on something of the class `tclass`, by the contexts of both sides.
+
+    `process` has the program by its name alone where no more is known (15 bytes at most). `path` is the file as the
+    process sees it, or its name alone (without a slash in it, or `/` for the root of a file system); None: about none.
+    """
+
+    permissions: tuple[str, ...]
+    tclass: str
+    scontext: str
+    tcontext: str
+    path: str | None
+    process: Process
+    count: int = 1
+
+
+Evidence = Observation | DeviceUse | RawCall | LabelDenial
+
+
+@dataclass(frozen=True)
 class Called:
     """The system calls of a workload by name, each with the program that was seen to make it first (empty: unknown).
 
@@ -380,7 +400,7 @@ class Requirement:
     alternatives: tuple[frozenset[Privilege], ...]
     reason: str
     doubt: Doubt
-    evidence: tuple[Observation | DeviceUse | RawCall, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -411,7 +431,8 @@ class Outcome:
 
     `timed_out`: it had to be stopped, at its limit or because it is a service; a service's end is told by `stopped`.
     `files` are those that were asked for: path to digest, empty for one that the run has not produced. `moved` are the
-    user's places that stood elsewhere for this run; they stay there until the next run.
+    user's places that stood elsewhere for this run; they stay there until the next run. `denials` are SELinux's, each
+    once, in their order.
     """
 
     exit_code: int
@@ -423,6 +444,7 @@ class Outcome:
     files: Mapping[str, str] = field(default_factory=dict)
     written: Written | None = None
     moved: Moved = ()
+    denials: tuple[LabelDenial, ...] = ()
 
     def last_words(self) -> str:
         """The last line that the run wrote, as `: line`, its errors first; empty when it wrote none.

@@ -45,10 +45,11 @@ from profiler.options import Options, Prove, Seccomp, Tracer
 from profiler.profiles import Profiles, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
-from profiler.synthesizer.confinement import refused_without_check
+from profiler.synthesizer.confinement import UNLABELLED, refused_without_check
 from profiler.synthesizer.denials import denied
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
+from profiler.synthesizer.labels import denials_of, label_requirements, lacks_by_label
 from profiler.synthesizer.named import named
 from profiler.synthesizer.reduce import reduce
 from profiler.synthesizer.system import beyond_reach, groups_made, mounts
@@ -207,7 +208,11 @@ class _Case:
         if trace.called is not None:
             trace, verdict = self._narrowed(trace, trace.called, bench, verdict)
         own = confining.own_profile(bench, trace, verdict.recipe, self.options.output, understanding.denied_classes)
-        return self.report(trace, self._told(trace, understanding.requirements, proof), verdict, proof, own)
+        rows = self._told(trace, understanding.requirements, proof)
+        if UNLABELLED in verdict.recipe:
+            denials = denials_of(proof.needed.get(UNLABELLED), bench.runs)
+            rows += label_requirements(trace.observations, denials)
+        return self.report(trace, rows, verdict, proof, own)
 
     def _narrowed(self, trace: Trace, called: Called, bench: Bench, verdict: Verdict) -> tuple[Trace, Verdict]:
         """The verdict with an allow-list of the observed calls; where there is none, a note in the trace says why."""
@@ -243,6 +248,7 @@ class _Case:
                 investigate=investigate,
                 guessed=guessed,
                 deny=functools.partial(self._missing, trace, understanding) if len(self.facts.witnesses) > 1 else None,
+                tells=lacks_by_label,
             )
         except UnverifiedError as error:
             if (lost := beyond_reach(trace)) is not None:

@@ -17,6 +17,7 @@ from profiler.model import (
     Device,
     DeviceClass,
     DeviceUse,
+    Evidence,
     Observation,
     Privilege,
     RawCall,
@@ -257,7 +258,7 @@ def _holds(requirement: Requirement, row: Alternative) -> bool:
     )
 
 
-def _matches(row: Alternative, piece: Observation | DeviceUse | RawCall) -> bool:
+def _matches(row: Alternative, piece: Evidence) -> bool:
     """Whether one piece of evidence meets every condition that the row has on evidence."""
     call = piece.call if isinstance(piece, Observation) else piece.name if isinstance(piece, RawCall) else None
     args = ", ".join(piece.args) if isinstance(piece, Observation) else ""
@@ -271,12 +272,12 @@ def _matches(row: Alternative, piece: Observation | DeviceUse | RawCall) -> bool
     )
 
 
-def _port(piece: Observation | DeviceUse | RawCall) -> int | None:
+def _port(piece: Evidence) -> int | None:
     found = _PORT.search(", ".join(piece.args)) if isinstance(piece, Observation) else None
     return int(found[1]) if found else None
 
 
-def _flag(row: Alternative, piece: Observation | DeviceUse | RawCall, values: Mapping[str, str]) -> str:
+def _flag(row: Alternative, piece: Evidence, values: Mapping[str, str]) -> str:
     """The row's flag with what is known filled in (`values` of parameters by key); where nothing is, a word in
     capitals."""
     path = (piece.path if isinstance(piece, Observation | DeviceUse) else None) or "PATH"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from profiler.model import DeviceUse, KernelCheck, Observation, Process, RawCall
+from profiler.model import DeviceUse, Evidence, KernelCheck, LabelDenial, Observation, Process, RawCall
 
 Document = Mapping[str, Any]
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -53,8 +53,9 @@ def _check(check: KernelCheck) -> dict[str, Any]:
     }
 
 
-def document_of(piece: Observation | DeviceUse | RawCall) -> dict[str, Any]:
-    """The manifest's `evidence` entry. Devices have an additional `device`, filtered calls an additional `filtered`."""
+def document_of(piece: Evidence) -> dict[str, Any]:
+    """The manifest's `evidence` entry. Devices have an additional `device`, filtered calls an additional `filtered`,
+    what SELinux denied an additional `label`."""
     common: dict[str, Any] = {"process": _process(piece.process), "kernel_checks": [], "count": piece.count}
     match piece:
         case Observation():
@@ -91,6 +92,20 @@ def document_of(piece: Observation | DeviceUse | RawCall) -> dict[str, Any]:
                 **common,
                 "filtered": True,
             }
+        case LabelDenial():
+            return {
+                "syscall": None,
+                "args": [],
+                "result": None,
+                "path": None if piece.path is None else clean(piece.path),
+                **common,
+                "label": {
+                    "permissions": list(piece.permissions),
+                    "class": piece.tclass,
+                    "scontext": clean(piece.scontext),
+                    "tcontext": clean(piece.tcontext),
+                },
+            }
 
 
 def _answer(result: Any) -> str:
@@ -105,6 +120,9 @@ def _what(document: Document) -> str:
     if isinstance(device, Mapping):
         verb = "made" if device.get("made") else "used"
         return f"{verb} {document.get('path')} ({device.get('access')})"
+    label = document.get("label")
+    if isinstance(label, Mapping):
+        return _denied(label, document.get("path"))
     call = document.get("syscall")
     args = ", ".join(str(arg) for arg in document.get("args") or ())
     path = document.get("path")
@@ -116,6 +134,17 @@ def _what(document: Document) -> str:
     if call is not None:
         return f"{call}{_answer(document.get('result'))}" + (f" on {path}" if path else "")
     return "outside any system call"
+
+
+def _denied(label: Mapping[str, Any], path: str | None) -> str:
+    """`SELinux denies container_t: write on file f (var_t)`, all by the policy's own names."""
+    by, of = (str(label.get(side)).split(":") for side in ("scontext", "tcontext"))
+    about = f" {path}" if path else ""
+    types = [context[2] if len(context) > 2 else context[-1] for context in (by, of)]
+    target = "" if by == of else f" ({types[1]})"  # itself: a capability, a socket of its own
+    return (
+        f"SELinux denies {types[0]}: {' '.join(label.get('permissions') or ())} on {label.get('class')}{about}{target}"
+    )
 
 
 def headline(document: Document) -> str:
@@ -131,13 +160,15 @@ def headline(document: Document) -> str:
     return printable(line + (f" ×{count}" if count > 1 else ""))
 
 
-def tellingness(document: Document) -> tuple[bool, bool, bool, bool]:
-    """A sort key, larger is better: what is known with its arguments, its path, or at least its call comes first.
+def tellingness(document: Document) -> tuple[bool, bool, bool, bool, bool]:
+    """A sort key, larger is better: what SELinux said, then what is known with its arguments, its path, or at least its
+    call comes first.
 
     Of devices, those that were written to or made: programs read others of the pool while they look for one.
     """
     device = document.get("device")
     return (
+        "label" in document,
         bool(document.get("args")) and not document.get("filtered"),
         bool(document.get("path")),
         document.get("syscall") is not None,

@@ -7,7 +7,16 @@ from collections.abc import Container, Iterable, Mapping
 
 from profiler.catalogue.sites import SUBSET_RULE
 from profiler.catalogue.substitutes import SUBSTITUTES
-from profiler.model import Capability, Doubt, KernelCheck, Observation, Recipe, Requirement, Trace, capability_names
+from profiler.model import (
+    Capability,
+    Doubt,
+    KernelCheck,
+    Observation,
+    Recipe,
+    Requirement,
+    Trace,
+    capability_names,
+)
 from profiler.synthesizer.pools import Pools
 from profiler.synthesizer.requirements import requirements
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from profiler.catalogue.paths import namespaced_sysctl
-from profiler.model import Observation, Privilege, Requirement, Sysctl
-from profiler.synthesizer.requirements import UNMASKED, Evidence
+from profiler.model import Evidence, Observation, Privilege, Requirement, Sysctl
+from profiler.synthesizer.requirements import UNMASKED
 
 
 def with_sysctls(requirements: Iterable[Requirement], values: Mapping[str, str]) -> tuple[Requirement, ...]:

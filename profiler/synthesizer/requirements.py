@@ -19,6 +19,7 @@ from profiler.model import (
     DeviceClass,
     DeviceUse,
     Doubt,
+    Evidence,
     KernelCheck,
     Observation,
     Privilege,
@@ -37,7 +38,6 @@ OWN_CHILD = "<child"  # how a signal's addressee is shown that the sender has st
 UNMASKED = SecurityOption("systempaths=unconfined")
 _TAKES_NO_TYPE = frozenset({"MS_REMOUNT", "MS_BIND", "MS_MOVE", *PROPAGATION})  # mount(2)
 _LISTED = re.compile(r"(?:permitted|inheritable)=([A-Z][A-Z0-9_,]+)")  # a set of most is rendered as all-…
-Evidence = Observation | DeviceUse | RawCall
 
 
 @dataclass(frozen=True)

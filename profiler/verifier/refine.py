@@ -11,6 +11,7 @@ from profiler.verifier.bench import Bench
 
 FEW: Final = 2  # members in doubt that are tried at once, since their removals cost no more than another way
 Investigate = Callable[[Rerun], frozenset[Privilege]]  # what a failing rerun, watched, was denied
+Tells = Callable[[Rerun], Recipe]  # what a failing rerun itself tells that it lacks
 
 
 def passing(
@@ -22,6 +23,7 @@ def passing(
     investigate: Investigate,
     guessed: Recipe = frozenset(),
     deny: Investigate | None = None,
+    tells: Tells = lambda rerun: frozenset(),
 ) -> Recipe:
     """The first of `candidates` (the leanest first) with which the workload passes; where none does, the last one
     completed: by what its failing run, watched, was denied, else by all that is `guessed`, or else by halving what is
@@ -29,13 +31,15 @@ def passing(
 
     `deny` tells all at once what the workload was refused beyond a recipe that failed, by one run: that is what the
     recipe is completed with where the next candidate holds more than `FEW` members more, which removal would have to
-    try, or where there is none.
+    try, or where there is none. What the first rerun `tells` by itself comes before these: it takes no run.
 
     `order` sorts what is added blindly, the least dangerous first. Raises UnverifiedError when the workload does not
     pass in a rerun with every privilege either.
     """
     left = list(dict.fromkeys(candidates))
     last = bench.run(left.pop(0), "verify")
+    if not last.passed and not (told := tells(last) & broad) <= last.recipe:
+        last = bench.run(last.recipe | told, "complete")
     while not last.passed and (left or deny is not None):
         if deny is not None and (not left or len(left[0] - last.recipe) > FEW):
             found, deny = deny(last), None

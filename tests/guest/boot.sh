@@ -53,7 +53,7 @@ truncate --size=64M "$scratch/results.img"
 timeout --kill-after=10 "$seconds" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
     $machine -m 3072 -nic none \
     -kernel "$directory/vmlinuz" -initrd "$directory/initrd.img" \
-    -append "root=LABEL=guest rw console=ttyS0 panic=-1 systemd.show_status=false loglevel=5" \
+    -append "root=LABEL=guest rw console=ttyS0 panic=-1 systemd.show_status=false loglevel=5 $(cat "$directory/cmdline" 2> /dev/null || true)" \
     -drive "file=$disk,if=none,id=root,format=qcow2,cache=unsafe,discard=unmap" -device virtio-blk-pci,drive=root \
     -drive "file=$payload,if=none,id=payload,format=raw,readonly=on" \
     -device virtio-blk-pci,drive=payload,serial=payload \

@@ -1,6 +1,7 @@
 #!/bin/sh
-# build.sh [USERLAND…]: makes the stock Debian guest once and prints the directory that holds it: vmlinuz, initrd.img,
-# root.img. USERLAND names test images' userlands (`tools`, `builders`; all of them unless told) that it has at hand.
+# build.sh [--lsm selinux] [USERLAND…]: makes the stock Debian guest once and prints the directory that holds it: vmlinuz,
+# initrd.img, root.img, cmdline. USERLAND names test images' userlands (`tools`, `builders`; all of them unless told) that
+# it has at hand. With `--lsm selinux` its security module is SELinux in place of AppArmor: a base and a guest of their own.
 # Both layers are cached by the hash of all that they are made of, outside the repository:
 #   base-HASH/   a Debian as mmdebstrap makes it: stock kernel, systemd, Docker, AppArmor, Python
 #   guest-HASH/  a file system of it, with the tests' Python environment and the userlands
@@ -15,9 +16,20 @@ if [ "${1:-}" = --remove ]; then
     exit 0
 fi
 
+lsm=apparmor
+if [ "${1:-}" = --lsm ]; then lsm=$2 && shift 2; fi
 packages='linux-image-amd64 initramfs-tools systemd systemd-sysv udev dbus docker.io docker-cli containerd runc iptables
     nftables apparmor python3 python3-venv python3-pip make git strace busybox-static mmdebstrap e2fsprogs kmod procps
     iproute2 iputils-ping libcap2-bin fuse3 mount util-linux gcc libc6-dev ca-certificates'
+case $lsm in
+    apparmor) own= cmdline= ;;
+    selinux)
+        packages="$packages selinux-policy-default policycoreutils"
+        own="$here/selinux.sh $here/selinux.cil"
+        cmdline='security=selinux selinux=1'
+        ;;
+    *) say "there is no guest with $lsm: apparmor or selinux" && exit 2 ;;
+esac
 packages=$(echo $packages | tr ' ' ',')
 
 need() { # need PROGRAM PACKAGE: install the package when the program is missing
@@ -43,7 +55,8 @@ print("\n".join([*project["dependencies"], *project["optional-dependencies"]["de
 digest() { sha256sum | cut -c 1-16; }
 base_hash=$( { echo "$SUITE $packages"; cat "$here/base.sh"; } | digest)
 base=$CACHE/base-$base_hash
-guest_hash=$( { echo "$base_hash $tags $requirements"; cat "$here/prime.sh"; } | digest)
+# shellcheck disable=SC2086 # $own is several words, or none
+guest_hash=$( { echo "$base_hash $tags $requirements$cmdline"; cat "$here/prime.sh" $own; } | digest)
 guest=$CACHE/guest-$guest_hash
 
 if [ -e "$guest/root.img" ]; then
@@ -101,6 +114,12 @@ if ! "$here/prime.sh" "$work/root" "$work/payload" $(cat "$work/archives") > "$w
     say 'the guest could not be prepared'
     exit 3
 fi
+if [ "$lsm" = selinux ] && ! "$here/selinux.sh" "$work/root" > "$work/log" 2>&1; then
+    tail -n 20 "$work/log" >&2
+    say 'the guest could not be labelled'
+    exit 3
+fi
+[ -z "$cmdline" ] || echo "$cmdline" > "$work/guest/cmdline"
 cp "$work"/root/boot/vmlinuz-* "$work/guest/vmlinuz"
 cp "$work"/root/boot/initrd.img-* "$work/guest/initrd.img"
 truncate --size=12G "$work/guest/root.img"

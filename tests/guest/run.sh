@@ -2,6 +2,7 @@
 # Runs the project's tests in a stock Debian guest: true --privileged, all capabilities, AppArmor, cgroup v2, kprobes.
 #   run.sh [--deadline SECONDS] [PYTEST ARGUMENT…]   tests/unit, tests/kernel and tests/engine unless told otherwise
 #   run.sh [--deadline SECONDS] --shell COMMAND…     one shell command as root in the project's directory
+# --lsm selinux: in a guest that SELinux confines in place of AppArmor.
 # --userlands NAMES: only these of the test images' userlands are at hand there (tools, builders; both unless told).
 # Tests that are not done a minute before the deadline are ended, and what was done is told.
 # Exits with pytest's (or the command's) code; with 3 when there is no guest to run in. The working tree goes in as it is
@@ -12,10 +13,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 seconds=7200 # an emulated guest is slow; with KVM a fraction of it is needed
 mode=tests
+lsm=apparmor
 userlands=
 while [ $# -gt 0 ]; do
     case $1 in
         --deadline) seconds=$2 && shift 2 ;;
+        --lsm) lsm=$2 && shift 2 ;;
         --userlands) userlands=$2 && shift 2 ;;
         --shell) mode=shell && shift && break ;;
         --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit 0 ;;
@@ -37,7 +40,7 @@ if [ "$mode" = tests ] && [ $# -eq 0 ]; then
 fi
 
 # shellcheck disable=SC2086 # one word a userland
-guest=$("$here/build.sh" $userlands)
+guest=$("$here/build.sh" --lsm "$lsm" $userlands)
 work=$(mktemp -d "$CACHE/.run-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM

@@ -174,6 +174,7 @@ def test_recipe_replaces_what_privileged_gave_and_keeps_what_is_the_users_own():
         *("--privileged", "--cap-add", "SYS_ADMIN", "--cap-drop=ALL", "--device", "/dev/fuse"),
         *("--device=/dev/a:/dev/a:rw", "--security-opt", "seccomp=unconfined", "--device-cgroup-rule", "c 1:1 rwm"),
         *("--security-opt", "no-new-privileges:true", "--device", "nvidia.com/gpu=0"),
+        *("--security-opt", "label=disable", "--security-opt", "label=type:svirt_apache_t"),
         *("--device", "/dev/sda:/dev/xvda", "--gpus", "all", "--ulimit", "nofile=10"),
     )  # fmt: skip
     run = docker("run", *words, "image")
@@ -181,6 +182,7 @@ def test_recipe_replaces_what_privileged_gave_and_keeps_what_is_the_users_own():
     assert [flag.value for flag in kept.flags] == [
         "no-new-privileges:true",
         "nvidia.com/gpu=0",
+        "label=type:svirt_apache_t",
         "/dev/sda:/dev/xvda",
         "all",
         "nofile=10",

@@ -24,11 +24,11 @@ _CGROUPS = "/sys/fs/cgroup"
 def is_replaced(flag: Flag) -> bool:
     """Whether the recipe takes this flag's place.
 
-    The user's own stay `no-new-privileges` (it only takes away), CDI devices (`vendor.com/class=name`, more than a
-    node), and a device under another name inside, which no trace would tell.
+    The user's own stay `no-new-privileges` (it only takes away), a label of their choice (`label=type:…`), CDI devices
+    (`vendor.com/class=name`, more than a node), and a device under another name inside, which no trace would tell.
     """
     if flag.name == "security-opt":
-        return not _is_no_new_privileges(flag.value)
+        return not _is_no_new_privileges(flag.value) and not _is_label(flag.value)
     if flag.name == "device":
         return not _is_cdi(flag.value) and not _is_renamed(flag.value)
     return flag.name in RECIPE_FLAGS
@@ -90,6 +90,11 @@ def shares_nothing(run: DockerRun) -> bool:
 
 def _is_no_new_privileges(option: str) -> bool:
     return option.replace(":", "=").partition("=")[0] == "no-new-privileges"
+
+
+def _is_label(option: str) -> bool:
+    key, _, value = option.replace(":", "=", 1).partition("=")
+    return key == "label" and value != "disable"
 
 
 def _is_cdi(device: str) -> bool:

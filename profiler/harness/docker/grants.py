@@ -16,6 +16,7 @@ from profiler.errors import HostError
 from profiler.harness.docker.engine import Engine, Refused
 from profiler.harness.docker.flags import SECCOMP_UNCONFINED, flags_of
 from profiler.harness.docker.gate import await_gate, elsewhere, throwaway
+from profiler.harness.docker.labels import UNLABELLED, is_labelled
 from profiler.kernel.capabilities import CAPABILITIES, sets_of
 from profiler.model import Capability, Device, DeviceClass, Privilege, Recipe, SecurityOption
 
@@ -120,8 +121,8 @@ def _options(engine: Engine, words: Sequence[str]) -> frozenset[str]:
         options.add(SECCOMP_UNCONFINED)
     if "apparmor" in engine.security:
         options.add("apparmor=unconfined")
-    if "selinux" in engine.security:
-        options.add("label=disable")
+    if is_labelled(engine):
+        options.add(UNLABELLED.option)
     for newer in ("writable-cgroups=true",):
         try:
             with throwaway(engine, ("--security-opt", newer, *words)):

@@ -35,6 +35,7 @@ from profiler.harness.docker.gate import (
 from profiler.harness.docker.grants import Grants, check_engine, check_user, find_grants, lsms_of
 from profiler.harness.docker.groups import leaving_none
 from profiler.harness.docker.image import Image, account, command_of, find_image, is_root, user_of, with_home
+from profiler.harness.docker.labels import denials_of, is_labelled, label, watchable
 from profiler.harness.docker.leftovers import clean_engine
 from profiler.harness.docker.mounts import mounts
 from profiler.harness.docker.run import HeldRun, captured
@@ -130,7 +131,10 @@ class DockerSandbox:
 
     @functools.cached_property
     def _gate(self) -> Path:
-        return write_gate(self._directory)
+        gate = write_gate(self._directory)
+        if is_labelled(self._engine):
+            label(gate)
+        return gate
 
     @functools.cached_property
     def _spool(self) -> Spool | None:
@@ -200,6 +204,7 @@ class DockerSandbox:
         steered, kept = self._steerable(recipe, takes_ids=not is_root(user))
         # Nodes come and go (a partition, a plugged device): one that has gone must not keep the run from starting.
         present = frozenset(p for p in steered if not isinstance(p, Device) or Path(p.path).exists())
+        present = watchable(engine, present)
         words = self._create_words(run.without(hidden), present, (*own_user, *gate_flags(self._gate)), command=False)
         container = engine.create(words)
         try:
@@ -245,12 +250,17 @@ class DockerSandbox:
         interactive = run.is_set("interactive")
         words = self._create_words(run.without({"tty"} if interactive else ()), recipe, (), command=True)
         ours = self.groups if any(isinstance(p, BindMount) for p in recipe) else ()
-        with leaving_none(ours), self._replayed() as stdin, throwaway(engine, words) as container:
+        with (
+            leaving_none(ours),
+            self._replayed() as stdin,
+            throwaway(engine, words) as container,
+            denials_of(engine, container) as denials,
+        ):
             self._reruns.add(container)
             try:
                 if self._aborted:
                     raise HostError("the rerun was given up")
-                return captured(
+                outcome = captured(
                     engine,
                     container,
                     interactive=interactive,
@@ -260,6 +270,7 @@ class DockerSandbox:
                     expected=self.expected,
                     moved=moved,
                 )
+                return replace(outcome, denials=denials())
             finally:
                 self._reruns.discard(container)
 
@@ -325,8 +336,6 @@ class DockerSandbox:
         """
         if capabilities not in self._filters:
             flags = flags_of(frozenset(map(Capability, capabilities)))
-            if "selinux" in self._engine.security:  # a label that may not execute the gate says nothing of seccomp
-                flags += ("--security-opt", "label=disable")
             with throwaway(self._engine, (*flags, *self._throwaway_words())) as container:
                 self._engine.start(container)
                 _, gate = await_gate(self._engine, container)
