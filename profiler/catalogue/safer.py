@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from profiler.model import (
+    BindMount,
     Capability,
     Device,
     DeviceClass,
@@ -44,7 +45,7 @@ class Alternative:
     flag: str
     reason: str
     capability: str | None = None  # one of the requirement's alternatives holds it
-    device: str | None = None  # a device path or class label in one of the alternatives
+    device: str | None = None  # in the label of a device, class or volume in one of the alternatives
     calls: frozenset[str] = frozenset()
     args: str | None = None  # in the rendered arguments
     path: str | None = None
@@ -93,6 +94,20 @@ ALTERNATIVES: tuple[Alternative, ...] = (
         " capability cap_net_raw must be replaced by one without it)",
         capability="NET_RAW",
         exe=r"(^|/)ping[46]?$",
+    ),
+    Alternative(
+        id="own-groups",
+        text="let the engine make the container's own control groups writable",
+        flag="--security-opt writable-cgroups=true",
+        reason="engines from Docker 28 on have it, and leave the host's groups out of reach",
+        device=r"^volume:/sys/fs/cgroup",
+    ),
+    Alternative(
+        id="host-setting",
+        text="set this on the host before the container starts",
+        flag="",
+        reason="it holds for the whole host in any case, and the container then needs no writable part of /sys",
+        device=r"^volume:/sys/(?!fs/cgroup)",
     ),
     Alternative(
         id="init",
@@ -254,7 +269,9 @@ def _holds(requirement: Requirement, row: Alternative) -> bool:
     if row.capability is not None and Capability(row.capability) not in members:
         return False
     return row.device is None or any(
-        re.search(row.device, member.label) for member in members if isinstance(member, Device | DeviceClass)
+        re.search(row.device, member.label)
+        for member in members
+        if isinstance(member, Device | DeviceClass | BindMount)
     )
 
 

@@ -12,6 +12,7 @@ from profiler.errors import UsageError
 from profiler.kernel.capabilities import CAPABILITIES as KERNELS
 from profiler.model import (
     AllowList,
+    BindMount,
     Capability,
     Device,
     DeviceClass,
@@ -253,6 +254,10 @@ def needing(privilege, *evidence):
         ),
         (needing(DeviceClass("b", 7), DeviceUse("/dev/loop3", "b", 7, 3, "rw", SH)), "--device /dev/fuse"),
         (needing(Capability("MKNOD"), Observation("mknod", ("x",), 0, "/dev/fuse", SH)), "--device /dev/fuse"),
+        (
+            needing(BindMount("/sys/fs/cgroup"), Observation("mkdir", ("x",), 0, "/sys/fs/cgroup/x", SH)),
+            "--security-opt writable-cgroups=true",
+        ),
     ],
 )
 def test_known_alternatives_are_advised(requirement, flag):
@@ -264,6 +269,9 @@ def test_advice_without_a_flag_has_a_text():
     (found,) = advice([clock])
     assert found.flag == ""
     assert "host" in found.text
+    enabled = "/sys/kernel/mm/transparent_hugepage/enabled"
+    (found,) = advice([needing(BindMount(enabled), Observation("openat", ("x",), 3, enabled, SH))])
+    assert (found.flag, "host" in found.text) == ("", True)
 
 
 def test_no_advice_where_nothing_matches():
