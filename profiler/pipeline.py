@@ -45,7 +45,7 @@ from profiler.options import Options, Prove, Seccomp, Tracer
 from profiler.profiles import Profiles, place_of
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
-from profiler.synthesizer.confinement import UNLABELLED, refused_without_check
+from profiler.synthesizer.confinement import UNLABELLED, UNSEEN, refused_without_check
 from profiler.synthesizer.denials import denied
 from profiler.synthesizer.divergences import calls_of, divergence, unmet
 from profiler.synthesizer.judge import asked_for, judged
@@ -238,7 +238,7 @@ class _Case:
     ) -> Recipe:
         """A recipe that passes. Where a filter shall stay, switching it off is none of the ways out."""
         investigate = functools.partial(self._denied, trace, understanding)
-        guessed = named(self.sandbox.command(), trace, self.facts.grantable)
+        guesses = (named(self.sandbox.command(), trace, self.facts.grantable), UNSEEN)
         try:
             return passing(
                 bench,
@@ -246,7 +246,7 @@ class _Case:
                 self._ways_out(),
                 order=weight,
                 investigate=investigate,
-                guessed=guessed,
+                guesses=guesses,
                 deny=functools.partial(self._missing, trace, understanding) if len(self.facts.witnesses) > 1 else None,
                 tells=lacks_by_label,
             )

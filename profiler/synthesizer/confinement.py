@@ -9,10 +9,14 @@ from profiler.catalogue.apparmor import ACTION_CLASSES, DENIED_CALLS, DENIED_FIL
 from profiler.catalogue.paths import OPENS_FOR_WRITING
 from profiler.model import Doubt, Observation, Recipe, Requirement, SecurityOption
 from profiler.synthesizer.globs import matches
-from profiler.synthesizer.requirements import EXAMPLES
+from profiler.synthesizer.requirements import EXAMPLES, UNMASKED
 
 APPARMOR_UNCONFINED = SecurityOption("apparmor=unconfined")
 UNLABELLED = SecurityOption("label=disable")
+MODULES_OFF: Recipe = frozenset({APPARMOR_UNCONFINED, UNLABELLED})  # an engine has one of them at most
+# What may be missing without any call that shows it: opening to read is not stopped, and a masked file is empty or not
+# there.
+UNSEEN: Recipe = MODULES_OFF | {UNMASKED}
 
 
 def apparmor_requirements(
@@ -57,13 +61,13 @@ def class_of(observation: Observation) -> ActionClass | None:
 
 def refused_without_check(observations: Iterable[Observation]) -> Recipe:
     """What a failing run lacks where a call was refused and no capability was asked for: AppArmor answers EACCES,
-    and so does SELinux (security/selinux/avc.c, avc_has_perm). An engine has one of them at most.
+    and so does SELinux (security/selinux/avc.c, avc_has_perm).
 
     File permissions answer so too, but ask for a capability before (fs/namei.c, generic_permission).
     """
     for observation in observations:
         if observation.result == -errno.EACCES and all(check.granted for check in observation.checks):
-            return frozenset({APPARMOR_UNCONFINED, UNLABELLED})
+            return MODULES_OFF
     return frozenset()
 
 

@@ -21,13 +21,13 @@ def passing(
     *,
     order: Callable[[Privilege], int],
     investigate: Investigate,
-    guessed: Recipe = frozenset(),
+    guesses: Sequence[Recipe] = (),
     deny: Investigate | None = None,
     tells: Tells = lambda rerun: frozenset(),
 ) -> Recipe:
     """The first of `candidates` (the leanest first) with which the workload passes; where none does, the last one
-    completed: by what its failing run, watched, was denied, else by all that is `guessed`, or else by halving what is
-    left of `broad`.
+    completed: by what its failing run, watched, was denied, else by the first of `guesses` that does (what `broad` has
+    of it, and all of it), or else by halving what is left of `broad`.
 
     `deny` tells all at once what the workload was refused beyond a recipe that failed, by one run: that is what the
     recipe is completed with where the next candidate holds more than `FEW` members more, which removal would have to
@@ -56,8 +56,10 @@ def passing(
         last = bench.run(last.recipe | denied, "complete")
         if last.passed:
             return last.recipe
-    if not guessed <= last.recipe and bench.run(last.recipe | guessed, "complete").passed:
-        return last.recipe | guessed
+    for guess in guesses:
+        more = guess & broad
+        if not more <= last.recipe and bench.run(last.recipe | more, "complete").passed:
+            return last.recipe | more
     return _halved(bench, last.recipe, broad, order)
 
 

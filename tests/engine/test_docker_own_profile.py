@@ -27,10 +27,10 @@ def _needs_apparmor() -> None:
         pytest.skip("the engine confines by no AppArmor, or there is no apparmor_parser")
 
 
-def profiled(output: Path, script: str) -> tuple[dict[str, Any], str]:
+def profiled(output: Path, script: str, *flags: str) -> tuple[dict[str, Any], str]:
     done = subprocess.run(
         [sys.executable, "-m", "profiler.cli", "run", "-o", str(output), "--",
-         "docker", "run", "--rm", "--privileged", images.busybox(), "sh", "-ec", script],
+         "docker", "run", "--rm", "--privileged", *flags, images.busybox(), "sh", "-ec", script],
         check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250 * SLOWER, env={**os.environ},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -79,6 +79,14 @@ def test_a_user_namespace_is_expected_to_be_denied_where_the_engines_profile_den
         assert document["recipe"]["apparmor_profile"]["allows"] == ["user namespaces"]
         assert run_with(document, UNSHARES).returncode == 0
         assert run_with(document, "mount -t tmpfs none /mnt").returncode != 0
+
+
+def test_a_denial_that_no_stopped_call_shows_is_found_without_halving(tmp_path: Path) -> None:
+    """The profile denies looking into the host's processes, which takes no more than opening a file to read."""
+    document, _ = profiled(tmp_path / "m.json", "cat /proc/1/environ > /dev/null", "--pid=host")
+    assert "apparmor=unconfined" in document["recipe"]["security_opt"]
+    assert document["recipe"]["cap_add"] == ["SYS_PTRACE"]
+    assert not any(run["purpose"] == "halve" for run in document["verification"]["runs"])
 
 
 def test_a_parameter_is_allowed_by_its_name_alone(tmp_path: Path) -> None:

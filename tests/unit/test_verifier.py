@@ -3,7 +3,7 @@
 import pytest
 
 from profiler.errors import UnverifiedError
-from profiler.model import Capability, Outcome, Syscalls
+from profiler.model import Capability, Outcome, SecurityOption, Syscalls
 from profiler.verifier.bench import Bench
 from profiler.verifier.prove import Hints, prove
 from profiler.verifier.refine import passing
@@ -73,14 +73,21 @@ def test_what_no_witness_saw_is_found_by_halving(hidden):
 
 def test_a_guess_is_tried_before_halving():
     sandbox = Imagined("AM")
-    found = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing, guessed=caps("KM"))
+    found = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing, guesses=[caps("KM")])
     assert found == caps("AKM") and len(sandbox.ran) == 2
 
 
 def test_a_wrong_guess_costs_one_rerun():
     sandbox = Imagined("AP")
-    found = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing, guessed=caps("B"))
+    found = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing, guesses=[caps("B")])
     assert found == caps("AP") and len(sandbox.ran) <= 1 + 1 + 6
+
+
+def test_a_guess_that_cannot_be_given_costs_nothing():
+    sandbox = Imagined("AM")
+    guesses = [frozenset({SecurityOption("apparmor=unconfined")}), caps("M")]
+    found = passing(bench_of(sandbox), [caps("A")], ALL, order=order, investigate=nothing, guesses=guesses)
+    assert found == caps("AM") and len(sandbox.ran) == 2
 
 
 def test_a_workload_that_does_not_repeat_is_said_so():
