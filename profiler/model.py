@@ -285,6 +285,12 @@ class LabelDenial:
     count: int = 1
 
 
+def type_of(context: str) -> str:
+    """A context's type: `container_t` of `system_u:system_r:container_t:s0:c1,c2`."""
+    fields = context.split(":")
+    return fields[2] if len(fields) > 2 else context
+
+
 Evidence = Observation | DeviceUse | RawCall | LabelDenial
 
 

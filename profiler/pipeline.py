@@ -43,6 +43,7 @@ from profiler.model import (
 )
 from profiler.options import Options, Prove, Seccomp, Tracer
 from profiler.profiles import Profiles, place_of
+from profiler.relabelling import relabelling
 from profiler.report.interface import Report
 from profiler.signals import first_interrupt
 from profiler.synthesizer.confinement import UNLABELLED, UNSEEN, refused_without_check
@@ -212,6 +213,8 @@ class _Case:
         if UNLABELLED in verdict.recipe:
             denials = denials_of(proof.needed.get(UNLABELLED), bench.runs)
             rows += label_requirements(trace.observations, denials)
+            safer = relabelling(bench, self.sandbox, verdict.recipe, denials)
+            own = dataclasses.replace(own, advice=(*own.advice, *safer))
         return self.report(trace, rows, verdict, proof, own)
 
     def _narrowed(self, trace: Trace, called: Called, bench: Bench, verdict: Verdict) -> tuple[Trace, Verdict]:

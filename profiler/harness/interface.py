@@ -77,6 +77,15 @@ class TracedRun(Protocol):
         """Remove everything of ours that the run still holds (container, mounts, files). Idempotent."""
 
 
+@dataclass(frozen=True)
+class Relabelled:
+    """The user's flags with which the engine gives files the containers' label, written out, and whether reruns have
+    such copies: the user's own files are never relabelled."""
+
+    flags: tuple[str, ...] = ()
+    tried: bool = False
+
+
 class Sandbox(Protocol):
     """Where a workload runs: Docker, or the embedded sandbox."""
 
@@ -113,6 +122,10 @@ class Sandbox(Protocol):
         Gives the pids of its first process and of the gate; the container is ended and removed with the block. Raises
         HostError where no engine starts anything.
         """
+
+    def relabelled(self, types: frozenset[str]) -> AbstractContextManager[Relabelled]:
+        """As long as the block lasts, reruns have the user's files of these SELinux types with the containers' label,
+        where the engine can give it to copies. Gives nothing where there are no such files, or no engine."""
 
     def health_check(self) -> bool:
         """Whether the engine makes a health check of the workload."""

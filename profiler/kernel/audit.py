@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from profiler.kernel.selinux import may
 from profiler.model import LabelDenial, Process
 
 NETLINK_AUDIT: Final = 9  # linux/netlink.h
@@ -31,6 +32,7 @@ AUDIT_GET: Final = 1000
 AUDIT_AVC: Final = 1400
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _STATUS: Final = struct.Struct("=8I")  # the beginning of struct audit_status; its last word here is the backlog
+_AUDITD: Final = 3  # which of these is the pid of an auditd
 _BUFFER: Final = 8 << 20  # bytes: what comes while nobody reads
 _KMSG: Final = Path("/dev/kmsg")
 _KERNELS: Final = 8  # the first priority of another facility than the kernel's: what programs write has one
@@ -45,14 +47,13 @@ class AuditLog:
     def __init__(self) -> None:
         """See the class."""
         self._kmsg: int | None = None
+        self._auditd = 0
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_AUDIT)
         try:
             self._socket.setblocking(False)
             with suppress(OSError):  # CAP_NET_ADMIN
                 self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER)
-            try:
-                self._socket.bind((0, 1 << (AUDIT_NLGRP_READLOG - 1)))
-            except PermissionError:  # CAP_AUDIT_READ, which SELinux may deny too
+            if not self._joined():
                 self._kmsg = os.open(_KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 os.lseek(self._kmsg, 0, os.SEEK_END)
         except BaseException:
@@ -68,19 +69,46 @@ class AuditLog:
         until = time.monotonic() + _SETTLED
         settled = False
         while not settled and time.monotonic() < until:
-            with suppress(OSError):
-                self._socket.sendto(_HEADER.pack(_HEADER.size, AUDIT_GET, NLM_F_REQUEST, 1, 0), (0, 0))
             answered = False
-            while not answered and select.select([self._socket], [], [], max(0.0, until - time.monotonic()))[0]:
+            try:
+                self._socket.sendto(_HEADER.pack(_HEADER.size, AUDIT_GET, NLM_F_REQUEST, 1, 0), (0, 0))
+            except OSError:
+                settled = True
+            while not answered and select.select([self._socket], [], [], self._patience(until, settled))[0]:
                 for kind, payload in self._messages():
                     if kind == AUDIT_AVC:
                         found += parsed(payload.decode("utf-8", "replace"))
                     elif kind == AUDIT_GET:
-                        answered, settled = True, _STATUS.unpack_from(payload)[-1] == 0
+                        status = _STATUS.unpack_from(payload)
+                        answered, settled, self._auditd = True, status[-1] == 0, status[_AUDITD]
                     elif kind == NLMSG_ERROR:  # without CAP_AUDIT_CONTROL: what has come so far is all that is known
                         answered = settled = True
         found += (denial for text in self._logged() for denial in parsed(text))
         return tuple(found)
+
+    def _joined(self) -> bool:
+        """Whether this listens to audit's group, which takes CAP_AUDIT_READ.
+
+        A try that SELinux refuses is one more denial in the host's log, so it is asked before.
+        """
+        if not may("capability2", "audit_read"):
+            return False
+        try:
+            self._socket.bind((0, 1 << (AUDIT_NLGRP_READLOG - 1)))
+        except PermissionError:
+            return False
+        return True
+
+    @staticmethod
+    def _patience(until: float, settled: bool) -> float:
+        return 0.0 if settled else max(0.0, until - time.monotonic())
+
+    @property
+    def source(self) -> str:
+        """Where the denials come from, in words; empty where nothing can come. Known after `denials`."""
+        if self._kmsg is None:
+            return "the kernel's audit"
+        return "" if self._auditd else "the kernel's log"
 
     def _logged(self) -> Iterator[str]:
         """What the kernel has logged since; nothing where the group is read."""

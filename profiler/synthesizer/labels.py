@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from profiler.catalogue.selinux import PERMITTED_CALLS
-from profiler.model import Doubt, Evidence, LabelDenial, Observation, Process, Recipe, Requirement, Rerun
+from profiler.model import Doubt, Evidence, LabelDenial, Observation, Process, Recipe, Requirement, Rerun, type_of
 from profiler.synthesizer.confinement import UNLABELLED
 from profiler.synthesizer.requirements import EXAMPLES
 
 _COMM: Final = 15  # TASK_COMM_LEN - 1
+_FILES: Final = frozenset({"file", "dir", "lnk_file", "sock_file", "fifo_file", "chr_file", "blk_file"})
 _CAPABILITIES: Final = frozenset({"capability", "capability2", "cap_userns", "cap2_userns"})
 
 
@@ -27,6 +28,11 @@ def denials_of(needed: Rerun | None, runs: Iterable[Rerun]) -> tuple[LabelDenial
         return needed.outcome.denials
     failed = (run.outcome.denials for run in runs if lacks_by_label(run))
     return tuple(denial for denials in failed for denial in denials)
+
+
+def denied_files(denials: Iterable[LabelDenial]) -> frozenset[str]:
+    """The types of the files that were denied."""
+    return frozenset(type_of(denial.tcontext) for denial in denials if denial.tclass in _FILES)
 
 
 def label_requirements(observations: Sequence[Observation], denials: Sequence[LabelDenial]) -> tuple[Requirement, ...]:
@@ -47,12 +53,6 @@ def label_requirements(observations: Sequence[Observation], denials: Sequence[La
     reason = "the host's SELinux policy denies it to the engine's containers, whatever their capabilities"
     evidence: tuple[Evidence, ...] = (*told[:EXAMPLES], *tuple(struck)[:EXAMPLES])
     return (Requirement((frozenset({UNLABELLED}),), reason, Doubt.EVEN, evidence),)
-
-
-def type_of(context: str) -> str:
-    """A context's type: `container_t` of `system_u:system_r:container_t:s0:c1,c2`."""
-    fields = context.split(":")
-    return fields[2] if len(fields) > 2 else context
 
 
 def _is_struck(observation: Observation, denial: LabelDenial) -> bool:

@@ -9,12 +9,14 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from profiler import leftovers
 from profiler.errors import HostError, ProfilerError
-from profiler.kernel import bpf, capabilities, fanotify, namespaces
+from profiler.kernel import bpf, capabilities, fanotify, namespaces, selinux
+from profiler.kernel.audit import AuditLog
 from profiler.kernel.filters import action_available, filters_of
 from profiler.kernel.mountinfo import mounts_of
 from profiler.witness import instance as tracing
@@ -50,6 +52,7 @@ def probe_host() -> tuple[Probe, ...]:
         _bounding_set(),
         _cgroup(),
         *_in_own_mounts("security modules", _security_modules),
+        *_selinux(),
     )
 
 
@@ -272,6 +275,20 @@ def _security_modules() -> Iterable[Probe]:
         ", ".join(filter(None, modules)) + (f"; we are {label}" if label else ""),
         "capprofile itself is confined: start it from an unconfined process" if confined else "",
     )
+
+
+def _selinux() -> Iterable[Probe]:
+    """Whether SELinux is enforced, and whether it can be heard what it denies; nothing where there is none."""
+    enforced = selinux.is_enforced()
+    if enforced is None:
+        return
+    source = ""
+    with suppress(OSError), closing(AuditLog()) as log:
+        log.denials()
+        source = log.source
+    found = f"{'enforced' if enforced else 'permissive'}; " + (f"denials come from {source}" if source else "unheard")
+    mend = "allow it to this process (audit_read), or stop auditd meanwhile: without, more reruns find label=disable"
+    yield Probe("selinux", bool(source), found, "" if source else mend)
 
 
 def _text(path: Path) -> str:

@@ -26,7 +26,7 @@ case $lsm in
     selinux)
         packages="$packages selinux-policy-default policycoreutils"
         own="$here/selinux.sh $here/selinux.cil"
-        cmdline='security=selinux selinux=1'
+        cmdline=security=selinux
         ;;
     *) say "there is no guest with $lsm: apparmor or selinux" && exit 2 ;;
 esac

@@ -1,13 +1,17 @@
 """What SELinux denied a rerun, and what is made of it."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from test_verifier import Imagined, bench_of, caps, order
 
 from profiler.harness.docker import labels as engine_labels
+from profiler.harness.docker.arguments import parse
+from profiler.harness.interface import Relabelled
 from profiler.model import KernelCheck, LabelDenial, Observation, Outcome, Process, Rerun
+from profiler.relabelling import relabelling
 from profiler.report.evidence import document_of, headline
 from profiler.synthesizer.confinement import UNLABELLED
 from profiler.synthesizer.labels import denials_of, label_requirements, lacks_by_label
@@ -105,3 +109,55 @@ def test_what_the_first_rerun_tells_is_tried_before_anything_else():
     )  # fmt: skip
     assert found == caps("AL")
     assert len(bench.runs) == 2
+
+
+def test_mounts_of_denied_files_are_relabelled_and_no_others(monkeypatch: pytest.MonkeyPatch):
+    contexts = {"/srv/x": "u:object_r:var_t:s0", "/srv/y": "u:object_r:etc_t:s0", "/srv/z": "u:object_r:var_t:s0"}
+    monkeypatch.setattr(engine_labels, "label_of", lambda path: contexts.get(path, ""))
+    run = parse(
+        ("docker", "run", "-v", "/srv/x:/x:ro", "-v", "/srv/y:/y", "-v", "/srv/z:/z:Z", "-v", "name:/n", "image")
+    )
+    found = engine_labels.to_relabel(run, frozenset({"var_t"}))
+    assert [mount.target for mount in found] == ["/x"]
+    assert [engine_labels.relabelling(mount).tokens for mount in found] == [("-v", "/srv/x:/x:ro,z")]
+    again = engine_labels.relabelled(run, frozenset({"/x"}))
+    assert [flag.value for flag in again.flags] == ["/srv/x:/x:ro,z", "/srv/y:/y", "/srv/z:/z:Z", "name:/n"]
+
+
+class Mounting:
+    """A bench and its sandbox, whose engine could relabel one mount."""
+
+    def __init__(self, tried: bool, passes: bool) -> None:
+        self.given, self.passes, self.ran = Relabelled(("-v /x:/x:z",), tried), passes, []
+
+    @contextmanager
+    def relabelled(self, types):
+        assert types == {"var_t"}
+        yield self.given
+
+    def trial(self, recipe, purpose):
+        self.ran.append(recipe)
+        return rerun(passed=self.passes)
+
+
+def test_relabelled_files_are_offered_where_the_workload_passes_with_them():
+    mounting = Mounting(tried=True, passes=True)
+    (advice,) = relabelling(mounting, mounting, frozenset({UNLABELLED, *caps("A")}), [READ])
+    assert advice.flag == "-v /x:/x:z"
+    assert advice.reason.startswith("tried on copies")
+    assert mounting.ran == [caps("A")]
+    mounting = Mounting(tried=True, passes=False)
+    assert relabelling(mounting, mounting, frozenset({UNLABELLED}), [READ]) == ()
+
+
+def test_what_is_not_copied_is_not_tried():
+    mounting = Mounting(tried=False, passes=True)
+    (advice,) = relabelling(mounting, mounting, frozenset({UNLABELLED}), [READ])
+    assert advice.reason.startswith("not tried")
+    assert mounting.ran == []
+
+
+def test_nothing_is_offered_where_files_were_not_denied_or_the_label_stays():
+    mounting = Mounting(tried=True, passes=True)
+    assert relabelling(mounting, mounting, frozenset({UNLABELLED}), [TMPFS]) == ()
+    assert relabelling(mounting, mounting, frozenset(), [READ]) == ()

@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from profiler.catalogue.selinux import RELABELLED
+from profiler.harness.docker.arguments import DockerRun, Flag
 from profiler.harness.docker.engine import Engine
+from profiler.harness.docker.mounts import BIND, UserMount, mounts
 from profiler.kernel.audit import AuditLog
-from profiler.model import LabelDenial, Recipe, SecurityOption
+from profiler.kernel.selinux import ATTRIBUTE, label_of
+from profiler.model import LabelDenial, Recipe, SecurityOption, type_of
 
 SELINUX: Final = "selinux"  # as the engine names it
-ATTRIBUTE: Final = "security.selinux"
 CONFIGURATION: Final = Path("/etc/selinux")
 
 UNLABELLED: Final = SecurityOption("label=disable")
@@ -92,3 +95,27 @@ def denials_of(engine: Engine, container: str) -> Iterator[Denials]:
     finally:
         if log is not None:
             log.close()
+
+
+def to_relabel(run: DockerRun, types: frozenset[str]) -> tuple[UserMount, ...]:
+    """The bind mounts of files of these types to which `-v` could give the containers' label, and does not."""
+    return tuple(
+        mount
+        for mount in mounts(run)
+        if mount.kind == BIND
+        and mount.flag.name == "volume"
+        and RELABELLED.isdisjoint(mount.options)
+        and type_of(label_of(mount.source)) in types
+    )
+
+
+def relabelled(run: DockerRun, targets: frozenset[str]) -> DockerRun:
+    """The command with the containers' shared label (`z`) for what is mounted at these targets."""
+    own = {id(mount.flag): relabelling(mount) for mount in mounts(run) if mount.target in targets}
+    return replace(run, flags=tuple(own.get(id(flag), flag) for flag in run.flags))
+
+
+def relabelling(mount: UserMount) -> Flag:
+    """The flag that mounts it with that label."""
+    value = ":".join((mount.source, mount.target, ",".join((*mount.options, "z"))))
+    return Flag("volume", value, ("-v", value))

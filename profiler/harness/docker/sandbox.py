@@ -35,12 +35,20 @@ from profiler.harness.docker.gate import (
 from profiler.harness.docker.grants import Grants, check_engine, check_user, find_grants, lsms_of
 from profiler.harness.docker.groups import leaving_none
 from profiler.harness.docker.image import Image, account, command_of, find_image, is_root, user_of, with_home
-from profiler.harness.docker.labels import denials_of, is_labelled, label, watchable
+from profiler.harness.docker.labels import (
+    denials_of,
+    is_labelled,
+    label,
+    relabelled,
+    relabelling,
+    to_relabel,
+    watchable,
+)
 from profiler.harness.docker.leftovers import clean_engine
 from profiler.harness.docker.mounts import mounts
 from profiler.harness.docker.run import HeldRun, captured
 from profiler.harness.docker.volumes import Volumes
-from profiler.harness.interface import Caught, Service, steering
+from profiler.harness.interface import Caught, Relabelled, Service, steering
 from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.confinement import profile_of
@@ -105,6 +113,7 @@ class DockerSandbox:
         self._reruns: set[str] = set()
         self._aborted = False
         self._was_fed = False
+        self._relabelled: frozenset[str] = frozenset()
 
     # What is found once, when it is first asked for
 
@@ -294,6 +303,18 @@ class DockerSandbox:
             with suppress(ProfilerError):
                 self._engine.remove(container)
 
+    @contextmanager
+    def relabelled(self, types: frozenset[str]) -> Iterator[Relabelled]:
+        """See `Sandbox`."""
+        found = to_relabel(self._run, types) if is_labelled(self._engine) else ()
+        targets = frozenset(mount.target for mount in found)
+        copied = not any(mount.read_only for mount in found) and targets.isdisjoint(self._volumes.shared)
+        self._relabelled = targets if copied else frozenset()
+        try:
+            yield Relabelled(tuple(" ".join(relabelling(mount).tokens) for mount in found), copied and bool(found))
+        finally:
+            self._relabelled = frozenset()
+
     def health_check(self) -> bool:
         """Whether the image or the command has one, and the command does not switch it off."""
         if self._run.is_set("no-healthcheck"):
@@ -374,7 +395,8 @@ class DockerSandbox:
             self._volumes  # noqa: B018 - takes note of what they hold
             return self._run, ()
         try:
-            return self._volumes.fresh(name)
+            run, moved = self._volumes.fresh(name)
+            return relabelled(run, self._relabelled), moved
         except (OSError, subprocess.SubprocessError) as error:
             raise HostError(
                 f"the volumes cannot be copied for a run: {error}", "see that there is room for it"

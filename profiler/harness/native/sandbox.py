@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 from profiler import __version__
 from profiler.errors import HostError, UsageError
 from profiler.harness.docker.flags import flags_of
-from profiler.harness.interface import Caught, Service, steering
+from profiler.harness.interface import Caught, Relabelled, Service, steering
 from profiler.harness.loops import remove_layers
 from profiler.harness.native import cgroups, devices
 from profiler.harness.native import mounts as host_mounts
@@ -132,6 +132,11 @@ class NativeSandbox:
         self._aborted = True
         for helper in tuple(self._reruns):
             helper.say(KILL)
+
+    @contextmanager
+    def relabelled(self, types: frozenset[str]) -> Iterator[Relabelled]:
+        """See `Sandbox`: there is no engine to label anything."""
+        yield Relabelled()
 
     def health_check(self) -> bool:
         """There is no engine to make one."""
