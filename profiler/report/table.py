@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from profiler.catalogue.paths import CONTROL_GROUPS
 from profiler.model import AllowList, Rerun, Status, Syscalls
 from profiler.report.evidence import document_of, headline, printable, tellingness
 from profiler.report.interface import JudgedRequirement, Report
@@ -19,6 +20,7 @@ from profiler.report.manifest import in_order, is_proved, verification_status
 PLAIN_WIDTH = 100  # columns, where the reader is a file or a pipe
 _STYLES = {Status.REQUIRED: "bold", Status.UNPROVEN: "yellow", Status.OPTIONAL: "dim"}
 _RUNS_SHOWN = 4
+_HOSTS_TREES = ("/sys", "/proc/sys")
 
 
 def render(report: Report, *, width: int = PLAIN_WIDTH, colour: bool = False) -> str:
@@ -178,15 +180,18 @@ def _refused(report: Report) -> Iterator[str]:
 
 
 def _read_only(report: Report) -> Iterator[str]:
-    """The first call that failed because a container's /sys is not writable."""
+    """The first call that failed because a container's /sys, or the host's in the embedded sandbox, is not writable."""
     for observation in report.trace.observations:
         path = observation.path or ""
-        if observation.result == -errno.EROFS and path.startswith("/sys/") and report.docker_command:
-            tree = "/sys/fs/cgroup" if path.startswith("/sys/fs/cgroup/") else "/sys"
-            yield (
-                f"refused, as only --privileged itself mounts {tree} writable (-v {tree}:{tree} does so, too): "
-                f"{headline(document_of(observation))}"
-            )
+        tree = next((tree for tree in (CONTROL_GROUPS, *_HOSTS_TREES) if path.startswith(f"{tree}/")), None)
+        if observation.result != -errno.EROFS or tree is None:
+            continue
+        call = headline(document_of(observation))
+        if not report.docker_command:
+            yield f"refused, as the sandbox leaves this host's {tree} as it is (profile it in a container): {call}"
+            return
+        if path.startswith("/sys/"):
+            yield f"refused, as only --privileged itself mounts {tree} writable (-v {tree}:{tree} does so, too): {call}"
             return
 
 

@@ -42,3 +42,13 @@ def test_a_workload_that_fails_on_a_read_only_sys_is_told_what_would_make_it_wri
     verdict = dataclasses.replace(failed.verdict, runs=())
     text = render(dataclasses.replace(failed, trace=trace, verdict=verdict), width=300)
     assert text.count("only --privileged itself mounts /sys/fs/cgroup writable (-v /sys/fs/cgroup:/sys/fs/cgroup") == 1
+
+
+@pytest.mark.parametrize("path", ["/sys/block/loop0/queue/scheduler", "/proc/sys/vm/swappiness"])
+def test_a_command_that_would_change_this_host_is_told_that_the_sandbox_keeps_it(path):
+    failed = report((), verified=False, minimal=False, native=True)
+    refused = Observation("openat", ("AT_FDCWD",), -30, path, Process(7, "/bin/sh"))
+    trace = dataclasses.replace(failed.trace, observations=(refused,), exit_code=1)
+    verdict = dataclasses.replace(failed.verdict, runs=())
+    text = render(dataclasses.replace(failed, trace=trace, verdict=verdict), width=300)
+    assert "the sandbox leaves this host's /" in text
