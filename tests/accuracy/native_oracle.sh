@@ -11,6 +11,13 @@ mount --make-rprivate /
 mkdir "$store/upper" "$store/work" "$root"
 chmod 755 "$store/upper"
 mount -t overlay oracle -o "lowerdir=/,upperdir=$store/upper,workdir=$store/work" "$root"
+if [ ! -d "$root$here" ]; then # on a file system of its own, as /tmp may be
+    mkdir "$store/upper-here" "$store/work-here"
+    mkdir -p "$root$here"
+    chown --reference="$here" "$store/upper-here"
+    chmod --reference="$here" "$store/upper-here"
+    mount -t overlay oracle -o "lowerdir=$here,upperdir=$store/upper-here,workdir=$store/work-here" "$root$here"
+fi
 ip link set lo up
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
@@ -19,11 +26,15 @@ for own in net kernel/hostname kernel/domainname kernel/ns_last_pid; do
 done
 mount -o remount,bind,ro "$root/proc/sys"
 mount -t sysfs sysfs "$root/sys"
-mount -t tmpfs -o mode=755 tmpfs "$root/sys/fs/cgroup"
-for controller in cpu memory pids; do
-    mkdir "$root/sys/fs/cgroup/$controller"
-    mount -t cgroup -o "$controller" cgroup "$root/sys/fs/cgroup/$controller"
-done
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    mount -t cgroup2 cgroup "$root/sys/fs/cgroup"
+else
+    mount -t tmpfs -o mode=755 tmpfs "$root/sys/fs/cgroup"
+    for controller in cpu memory pids; do
+        mkdir "$root/sys/fs/cgroup/$controller"
+        mount -t cgroup -o "$controller" cgroup "$root/sys/fs/cgroup/$controller"
+    done
+fi
 mount -o remount,bind,ro "$root/sys"
 # covered below: user namespaces may mount a /proc of their own where one is fully visible, as it is on the host
 mount -t tmpfs tmpfs "$root/dev"
