@@ -1,0 +1,98 @@
+"""The frozen types that pass between the rooms. Imports nothing of ours.
+
+The way of the data: a harness runs a workload under a tracer, which returns a `Trace`; the synthesizer turns it into
+`Requirement`s and a `Recipe` (a set of `Privilege`s); the verifier reruns with exactly that set and returns a
+`Verdict`; the report renders all of it as the manifest.
+"""
+
+from __future__ import annotations
+
+from profiler.model.privileges import (
+    AllowList,
+    BindMount,
+    Capability,
+    Device,
+    DeviceClass,
+    Privilege,
+    Recipe,
+    SecurityOption,
+    Syscalls,
+    Sysctl,
+    capability_names,
+    needs_profile,
+    only_calls,
+    opened_calls,
+)
+from profiler.model.trace import (
+    Called,
+    Denial,
+    DeviceUse,
+    Evidence,
+    KernelCheck,
+    LabelDenial,
+    Observation,
+    Process,
+    RawCall,
+    Refusal,
+    Stopped,
+    SystemWrite,
+    Trace,
+    type_of,
+)
+from profiler.model.verdict import (
+    Doubt,
+    HostFacts,
+    JudgedRequirement,
+    Moved,
+    Observed,
+    Outcome,
+    OwnProfile,
+    Requirement,
+    Rerun,
+    Status,
+    Verdict,
+    Written,
+)
+
+__all__ = [
+    "AllowList",
+    "BindMount",
+    "Called",
+    "Capability",
+    "Denial",
+    "Device",
+    "DeviceClass",
+    "DeviceUse",
+    "Doubt",
+    "Evidence",
+    "HostFacts",
+    "JudgedRequirement",
+    "KernelCheck",
+    "LabelDenial",
+    "Moved",
+    "Observation",
+    "Observed",
+    "Outcome",
+    "OwnProfile",
+    "Privilege",
+    "Process",
+    "RawCall",
+    "Recipe",
+    "Refusal",
+    "Requirement",
+    "Rerun",
+    "SecurityOption",
+    "Status",
+    "Stopped",
+    "Syscalls",
+    "Sysctl",
+    "SystemWrite",
+    "Trace",
+    "Verdict",
+    "Written",
+    "capability_names",
+    "needs_profile",
+    "only_calls",
+    "opened_calls",
+    "type_of",
+]
