@@ -12,7 +12,7 @@ from sample_report import report
 
 from profiler.catalogue.dangers import reason, weight
 from profiler.harness.docker.flags import flags_of
-from profiler.harness.docker.groups import leaving_none
+from profiler.harness.docker.system import leaving_none
 from profiler.kernel import fanotify
 from profiler.model import BindMount, Capability, Doubt, Observation, Process, SecurityOption, SystemWrite, Trace
 from profiler.report import lines

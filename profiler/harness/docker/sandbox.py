@@ -33,7 +33,6 @@ from profiler.harness.docker.gate import (
     write_gate,
 )
 from profiler.harness.docker.grants import Grants, check_engine, check_user, find_grants, lsms_of
-from profiler.harness.docker.groups import leaving_none
 from profiler.harness.docker.image import Image, account, command_of, find_image, is_root, user_of, with_home
 from profiler.harness.docker.labels import (
     denials_of,
@@ -45,15 +44,14 @@ from profiler.harness.docker.labels import (
     watchable,
 )
 from profiler.harness.docker.leftovers import clean_engine
-from profiler.harness.docker.mounts import mounts
 from profiler.harness.docker.run import HeldRun, captured
+from profiler.harness.docker.standard_input import Input
+from profiler.harness.docker.system import engine_mounts, leaving_none
 from profiler.harness.docker.volumes import Volumes
 from profiler.harness.interface import Caught, Relabelled, Service, steering
-from profiler.harness.stdin import Spool
 from profiler.kernel.capabilities import CAPABILITIES, last_cap
 from profiler.kernel.confinement import profile_of
 from profiler.kernel.filters import filters_of
-from profiler.kernel.mountinfo import Mount, below, mounts_of
 from profiler.model import (
     BindMount,
     Capability,
@@ -71,8 +69,6 @@ from profiler.model import (
 
 _grants: dict[tuple[str, ...], Grants] = {}  # by engine and what changes the answer: trying costs a start or more
 _THROWAWAY_FLAGS = frozenset({"runtime", "platform", "userns"})  # the user's flags that change what is granted
-_SYSTEM = "/sys"
-_SYSTEMS = frozenset({"sysfs", "cgroup", "cgroup2"})
 _OUTPUT = int | IO[bytes] | None
 
 
@@ -112,7 +108,6 @@ class DockerSandbox:
         self._runs: list[HeldRun] = []
         self._reruns: set[str] = set()
         self._aborted = False
-        self._was_fed = False
         self._relabelled: frozenset[str] = frozenset()
 
     # What is found once, when it is first asked for
@@ -146,9 +141,8 @@ class DockerSandbox:
         return gate
 
     @functools.cached_property
-    def _spool(self) -> Spool | None:
-        """None without `-i`: then the workload does not get our standard input, and we must not read it away."""
-        return Spool(self._directory, self._stdin) if self._run.is_set("interactive") else None
+    def _input(self) -> Input:
+        return Input(self._directory, self._stdin, wanted=self._run.is_set("interactive"))
 
     @functools.cached_property
     def _volumes(self) -> Volumes:
@@ -208,7 +202,7 @@ class DockerSandbox:
         user = user_of(image, run)
         # A gate as another user could not be given a filter without no_new_privs, which would break sudo.
         own_user: tuple[str, ...] = () if is_root(user) else ("--user", "0:0")
-        terminal = frozenset({"tty"}) if quiet else self._terminal_flags()
+        terminal = frozenset({"tty"} if quiet or self._input.has_no_terminal else ())
         hidden = {"entrypoint"} | (set() if is_root(user) else {"user"}) | terminal
         steered, kept = self._steerable(recipe, takes_ids=not is_root(user))
         # Nodes come and go (a partition, a plugged device): one that has gone must not keep the run from starting.
@@ -218,7 +212,7 @@ class DockerSandbox:
         container = engine.create(words)
         try:
             produced = Produced(engine, container, self.expected)
-            with self._replayed() if quiet else self._fed() as fed:
+            with self._input.replayed() if quiet else self._input.fed() as fed:
                 child = engine.attach(
                     container,
                     interactive=run.is_set("interactive"),
@@ -234,7 +228,7 @@ class DockerSandbox:
                 caught = replace(
                     self._caught(container, gate, argv, user),
                     capabilities=kept,
-                    system=self._system_mounts(gate) if recipe >= self.broad() else (),
+                    system=engine_mounts(self._run, gate) if recipe >= self.broad() else (),
                 )
                 held = HeldRun(engine, container, child, init, caught, produced, moved)
             except BaseException:
@@ -261,7 +255,7 @@ class DockerSandbox:
         ours = self.groups if any(isinstance(p, BindMount) for p in recipe) else ()
         with (
             leaving_none(ours),
-            self._replayed() as stdin,
+            self._input.replayed() as stdin,
             throwaway(engine, words) as container,
             denials_of(engine, container) as denials,
         ):
@@ -376,8 +370,8 @@ class DockerSandbox:
         while self._runs:
             self._runs.pop().close()
         kept = self.__dict__
-        if (spool := kept.get("_spool")) is not None:
-            spool.close()
+        if "_input" in kept:
+            self._input.close()
         if "_directory" in kept:
             remove_state_directory(self._directory)
         if "_engine" in kept:
@@ -426,26 +420,11 @@ class DockerSandbox:
             recipe = frozenset(p for p in recipe if not isinstance(p, Syscalls))
         return recipe | more, kept
 
-    def _system_mounts(self, gate: int) -> tuple[Mount, ...]:
-        """The engine's own mounts below /sys: read-only in a container, unless it is `--privileged`, or an option of
-        the recipe says otherwise."""
-        users = {mount.target.rstrip("/") for mount in mounts(self._run)}
-        return tuple(
-            mount
-            for mount in mounts_of(gate)
-            if below(mount.point, _SYSTEM) and mount.fstype in _SYSTEMS and mount.point not in users
-        )
-
     def _profile(self, recipe: Recipe) -> str | None:
         """The seccomp profile for a recipe that says anything of calls."""
         if not needs_profile(recipe):
             return None
         return self.profile_of(recipe) if self.profile_of is not None else self.profile_path
-
-    def _terminal_flags(self) -> frozenset[str]:
-        """`tty`, when the client would refuse it: with `-i` it wants our own standard input to be a terminal."""
-        refuses = self._run.is_set("interactive") and not _is_terminal(self._stdin)
-        return frozenset({"tty"}) if refuses else frozenset()
 
     def _caught(self, container: str, gate: int, argv: tuple[str, ...], user: str) -> Caught:
         env = environment_of(gate)
@@ -457,38 +436,8 @@ class DockerSandbox:
             env = with_home(env, found.home)
         return Caught(gate, argv, env, found.credentials)
 
-    @contextmanager
-    def _fed(self) -> Iterator[int]:
-        """Standard input for a traced run: the first gets it as it comes, the next what the first could read."""
-        if self._spool is None:
-            yield subprocess.DEVNULL
-        elif self._spool.kind == "terminal" or not self._was_fed:
-            self._was_fed = True
-            with self._spool.feed() as fed:
-                yield fed
-        else:
-            with self._spool.replay() as again:
-                yield again.fileno()
-
-    @contextmanager
-    def _replayed(self) -> Iterator[IO[bytes]]:
-        """Standard input for a rerun: what the traced run could read."""
-        if self._spool is None:
-            with Path(os.devnull).open("rb") as nothing:
-                yield nothing
-        else:
-            with self._spool.replay() as again:
-                yield again
-
 
 def _client_options(run: DockerRun) -> tuple[str, ...]:
     """The user's flags that `docker start` takes and `docker create` does not."""
     keys = run.value("detach-keys")
     return () if keys is None else ("--detach-keys", keys)
-
-
-def _is_terminal(descriptor: int) -> bool:
-    try:
-        return os.isatty(descriptor)
-    except OSError:
-        return False
