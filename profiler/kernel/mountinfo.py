@@ -33,7 +33,7 @@ def unescape(text: str) -> str:
 
 
 def parse(text: str) -> tuple[Mount, ...]:
-    """The mounts of a mountinfo file, in its order (parents before children)."""
+    """The mounts of a mountinfo file, in its order, which says nothing of parents and children."""
     mounts = []
     for line in text.splitlines():
         left, _, right = line.partition(" - ")

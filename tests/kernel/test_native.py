@@ -130,6 +130,27 @@ print(json.dumps([outcome.exit_code, outcome.stdout.decode(), outcome.stderr.dec
     assert left == ["lower", "over"]
 
 
+OLDER_BELOW_NEWER = """
+set -e
+mkdir older newer && mount -t tmpfs older older && echo kept > older/file
+mount -t tmpfs newer newer && mkdir newer/below && mount --move older newer/below
+"$@" sh -c "cat newer/below/file && echo changed > newer/below/file" && cat newer/below/file
+"""
+
+
+def test_a_mount_below_a_younger_one_has_its_layer(tmp_path):
+    """As a host's that an initramfs has started: its /run is older than its root."""
+    words = (sys.executable, "-m", "profiler.cli", "run", "--no-prove", "-o", "/dev/null", "--")
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", OLDER_BELOW_NEWER, "sh", *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60 * SLOWER, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "kept"
+    assert done.stdout.splitlines()[-1] == "kept"
+
+
 def test_the_hosts_parameters_cannot_be_written_and_its_own_can(shell):
     before = Path("/proc/sys/kernel/hostname").read_text()
     everything = frozenset(Capability(name) for name in sets_of().bounding)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from profiler.harness.native import mounts as native_mounts
 from profiler.harness.native.cgroups import hierarchies
 from profiler.harness.native.devices import broad_devices, host_nodes, provide
-from profiler.harness.native.mounts import below, own_layers
+from profiler.harness.native.mounts import below, own_layers, visible
 from profiler.harness.native.spec import Node, Spec, decode, encode
 from profiler.kernel.mountinfo import parse
 from profiler.model import Capability, Device, DeviceClass
@@ -48,6 +49,21 @@ def test_mountinfo_is_read():
 
 def test_layers_are_for_what_holds_files():
     assert [mount.point for mount in own_layers(parse(TABLE))] == ["/", "/run", "/media/my disk,\t\\"]
+
+
+def test_parents_come_before_children_whatever_their_age(monkeypatch):
+    """An initramfs mounts /run before the root, and the kernel lists the oldest first."""
+    lines = (
+        "28 29 0:25 / /run rw - tmpfs tmpfs rw",
+        "29 1 8:1 / / rw - ext4 d rw",
+        "31 28 0:9 / /run/l rw - tmpfs t rw",
+    )
+    mounts = parse("\n".join(lines))
+    numbers = {mount.point: mount.number for mount in mounts}
+    monkeypatch.setattr(native_mounts, "_mount_at", numbers.get)
+    assert [mount.point for mount in own_layers(visible(mounts))] == ["/", "/run", "/run/l"]
+    monkeypatch.setattr(native_mounts, "_mount_at", {"/": 29, "/run": 99}.get)  # mounted over, hidden
+    assert [mount.point for mount in visible(mounts)] == ["/"]
 
 
 def test_below():

@@ -18,8 +18,13 @@ SPECIAL_TREES = ("/proc", "/sys", "/dev")
 
 
 def visible(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
-    """Those that a path leads to: mounted over and hidden ones are left out, and those that cannot be looked at."""
-    return tuple(mount for mount in mounts if _mount_at(mount.point) == mount.number)
+    """Those that a path leads to: mounted over and hidden ones are left out, and those that cannot be looked at.
+
+    Parents come before children. The kernel lists mounts by age (mnt_add_to_ns in fs/namespace.c), and an initramfs
+    mounts /run before the root.
+    """
+    found = (mount for mount in mounts if _mount_at(mount.point) == mount.number)
+    return tuple(sorted(found, key=lambda mount: mount.point))
 
 
 def _mount_at(path: str) -> int | None:
