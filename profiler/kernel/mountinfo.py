@@ -60,6 +60,24 @@ def below(path: str, tree: str) -> bool:
     return path == tree or path.startswith(tree.rstrip("/") + "/")
 
 
+def mount_at(path: str, *, follow: bool = True) -> int | None:
+    """The number of the mount that `path` leads to; `follow`: by a last link, too. None where it cannot be looked at.
+
+    O_PATH starts no automount and asks no file system to open.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    except OSError:
+        return None
+    try:
+        for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    finally:
+        os.close(fd)
+    return None
+
+
 def mounts_of(pid: int | str = "self") -> tuple[Mount, ...]:
     """The mounts of a process's mount namespace, as far as its root shows them. Raises OSError."""
     return parse(Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))

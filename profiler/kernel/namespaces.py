@@ -149,6 +149,15 @@ def in_initial_pid_namespace() -> bool:
     return numbers == {PID_NS_INIT_INO}
 
 
+def is_apart(pid: int, kind: str) -> bool:
+    """Whether the process `pid` has another namespace of this kind (a name in /proc/PID/ns) than we have; False where
+    that cannot be told."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino  # noqa: PTH116
+    except OSError:
+        return False
+
+
 def sethostname(name: str) -> None:
     """Set the host name of this UTS namespace (at most 64 bytes)."""
     encoded = os.fsencode(name)

@@ -28,10 +28,9 @@ class Sysctls:
     def __init__(self, pid: int) -> None:
         self._kept: dict[str, int] = {}
         for kind in _KINDS:
-            path, own = f"/proc/{pid}/ns/{kind}", f"/proc/self/ns/{kind}"
-            with suppress(OSError):  # a namespace that this kernel does not have, or a process that is gone
-                if Path(path).stat().st_ino != Path(own).stat().st_ino:
-                    self._kept[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with suppress(OSError):  # a process that is gone
+                if namespaces.is_apart(pid, kind):
+                    self._kept[kind] = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from profiler.kernel.fanotify import FAN_CREATE, FAN_ONDIR, FAN_REPORT_DFID_NAME, FileHandle, Group, handle_of
-from profiler.kernel.mountinfo import Mount, below, mounts_of
+from profiler.kernel.mountinfo import Mount, below, mount_at, mounts_of
+from profiler.kernel.namespaces import is_apart
 from profiler.model import Observation, Process, SystemWrite
 
 SYSTEM: Final = "/sys"
@@ -32,8 +33,8 @@ class SystemWrites:
         self._written: dict[str, SystemWrite] = {}
         self._directories: dict[FileHandle, Mount] = {}
         self._group: Group | None = None
-        self._own_network = _differs(pid, "net")
-        self._own_groups = _differs(pid, "cgroup")
+        self._own_network = is_apart(pid, "net")
+        self._own_groups = is_apart(pid, "cgroup")
         hierarchies = [mount for mount in writable if mount.fstype in _GROUPS]
         with contextlib.suppress(OSError):  # a kernel that tells no names: then a failing run is watched for them
             self._group = Group(FAN_REPORT_DFID_NAME) if hierarchies else None
@@ -60,7 +61,9 @@ class SystemWrites:
         if not self._mounts or not below(path, SYSTEM):
             return
         with contextlib.suppress(OSError):
-            number = _mount_id(pid, path)
+            number = mount_at(f"/proc/{pid}/root{path}")
+            if number is None:
+                return
             mount = self._mounts.get(number)
             if mount is not None:
                 self._written[path] = self._write(path, mount)
@@ -107,23 +110,3 @@ class SystemWrites:
 def _directory(path: str) -> str:
     """`path` if this host has such a directory, else empty."""
     return path if Path(path).is_dir() else ""
-
-
-def _differs(pid: int, kind: str) -> bool:
-    """Whether the process has another namespace of this kind than we have; False where that cannot be told."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino != Path(f"/proc/self/ns/{kind}").stat().st_ino
-    return False
-
-
-def _mount_id(pid: int, path: str) -> int:
-    """The number of the mount on which `path`, as `pid` sees it, lies. Raises OSError."""
-    descriptor = os.open(f"/proc/{pid}/root{path}", os.O_PATH | os.O_CLOEXEC)
-    try:
-        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name == "mnt_id":
-                return int(value)
-    finally:
-        os.close(descriptor)
-    raise OSError(f"no mnt_id of {path}")

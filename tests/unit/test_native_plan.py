@@ -60,9 +60,9 @@ def test_parents_come_before_children_whatever_their_age(monkeypatch):
     )
     mounts = parse("\n".join(lines))
     numbers = {mount.point: mount.number for mount in mounts}
-    monkeypatch.setattr(native_mounts, "_mount_at", numbers.get)
+    monkeypatch.setattr(native_mounts, "mount_at", lambda point, follow: numbers.get(point))
     assert [mount.point for mount in own_layers(visible(mounts))] == ["/", "/run", "/run/l"]
-    monkeypatch.setattr(native_mounts, "_mount_at", {"/": 29, "/run": 99}.get)  # mounted over, hidden
+    monkeypatch.setattr(native_mounts, "mount_at", lambda point, follow: {"/": 29, "/run": 99}.get(point))
     assert [mount.point for mount in visible(mounts)] == ["/"]
 
 

@@ -5,6 +5,7 @@ Decides from the command line alone and talks to nobody.
 
 from __future__ import annotations
 
+from profiler.catalogue.paths import CONTROL_GROUPS
 from profiler.harness.docker.arguments import DockerRun, Flag
 from profiler.harness.docker.mounts import mounts
 from profiler.kernel.mountinfo import below
@@ -18,7 +19,6 @@ OURS = frozenset({"detach", "rm", "cidfile", "restart", "detach-keys", "sig-prox
 _HOST_NAMESPACES = ("pid", "network", "ipc", "uts", "userns", "cgroupns")
 _HOST_TREES = ("/", "/dev", "/proc", "/sys", "/etc", "/run", "/var/run", "/boot", "/root", "/var/lib/docker")
 _KERNEL_TREES = ("/proc", "/sys")  # all below is the kernel's, which every container shares
-_CGROUPS = "/sys/fs/cgroup"
 
 
 def is_replaced(flag: Flag) -> bool:
@@ -65,7 +65,7 @@ def warnings(run: DockerRun) -> tuple[str, ...]:
         path = mount.path
         if mount.is_engine:
             lines[f"{path} is mounted: who can talk to the engine is root on the host"] = None
-        elif below(path, _CGROUPS):
+        elif below(path, CONTROL_GROUPS):
             lines[f"{path} of the host is mounted: who can write there limits, freezes and moves its processes"] = None
         elif path in _HOST_TREES or any(below(path, tree) for tree in _KERNEL_TREES):
             lines[f"{path} of the host is mounted: what lies there is the host's, whatever the recipe"] = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
-from profiler.kernel.mountinfo import Mount, below
+from profiler.kernel.mountinfo import Mount, below, mount_at
 
 # Fresh ones are made where a system has them; elsewhere they show the host's state and are left out.
 PSEUDO = frozenset({"proc", "sysfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "nsfs", "rpc_pipefs"})
@@ -23,23 +21,8 @@ def visible(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
     Parents come before children. The kernel lists mounts by age (mnt_add_to_ns in fs/namespace.c), and an initramfs
     mounts /run before the root.
     """
-    found = (mount for mount in mounts if _mount_at(mount.point) == mount.number)
+    found = (mount for mount in mounts if mount_at(mount.point, follow=False) == mount.number)
     return tuple(sorted(found, key=lambda mount: mount.point))
-
-
-def _mount_at(path: str) -> int | None:
-    """The id of the mount that `path` leads to. O_PATH starts no automount and asks no file system to open."""
-    try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    finally:
-        os.close(fd)
-    return None
 
 
 def own_layers(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
