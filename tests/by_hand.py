@@ -114,6 +114,19 @@ def profile(sample: Sample, manifest: Path, *options: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+def profiled(output: Path, script: str, *flags: str) -> tuple[dict[str, Any], str]:
+    """The manifest that `capprofile run` writes to `output` for a shell script in busybox with these flags of `docker
+    run` beside `--privileged`, and what it says. AssertionError where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "profiler.cli", "run", "-o", str(output), "--",
+         "docker", "run", "--rm", "--privileged", *flags, images.busybox(), "sh", "-ec", script],
+        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250 * SLOWER,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(output.read_text("utf-8"))
+    return document, done.stderr
+
+
 def difference(recipe: dict[str, Any], expected: ByHand) -> str:
     """In words what the manifest's recipe has too much or too little; empty if it is the expected one."""
     words = []

@@ -5,16 +5,14 @@ Skipped elsewhere; `tests/guest/run.sh --lsm selinux` has such a host.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import images
 import pytest
 from pace import SLOWER
@@ -44,17 +42,6 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def profiled(output: Path, script: str, *flags: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "profiler.cli", "run", "-o", str(output), "--",
-         "docker", "run", "--rm", "--privileged", *flags, images.busybox(), "sh", "-ec", script],
-        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250 * SLOWER, env={**os.environ},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(output.read_text("utf-8"))
-    return document
-
-
 def passes(script: str, *flags: str) -> bool:
     """By hand, with these flags alone."""
     words = ["docker", "run", "--rm", "--cap-drop", "ALL", *flags, images.busybox(), "sh", "-ec", script]
@@ -67,14 +54,14 @@ def denials(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_what_a_container_may_do_leaves_it_labelled(tmp_path: Path) -> None:
-    document = profiled(tmp_path / "m.json", "echo one > /tmp/file; chown 1000 /tmp/file")
+    document, _ = by_hand.profiled(tmp_path / "m.json", "echo one > /tmp/file; chown 1000 /tmp/file")
     assert document["recipe"]["security_opt"] == []
     assert document["recipe"]["cap_add"] == ["CHOWN"]
 
 
 def test_a_mount_needs_the_label_off_and_says_what_was_denied(tmp_path: Path) -> None:
     script = "mount -t tmpfs none /mnt"
-    document = profiled(tmp_path / "m.json", script)
+    document, _ = by_hand.profiled(tmp_path / "m.json", script)
     recipe = document["recipe"]
     assert (recipe["cap_add"], recipe["security_opt"]) == (["SYS_ADMIN"], ["label=disable"])
     assert document["verification"]["minimal"] == "proved"
@@ -90,7 +77,7 @@ def test_a_mount_needs_the_label_off_and_says_what_was_denied(tmp_path: Path) ->
 def test_files_of_the_host_need_their_label_and_not_none_at_all(tmp_path: Path, place: Path) -> None:
     script = "cat /x/file; echo more > /x/more"
     before = label_of(str(place / "file"))
-    document = profiled(tmp_path / "m.json", script, "-v", f"{place}:/x")
+    document, _ = by_hand.profiled(tmp_path / "m.json", script, "-v", f"{place}:/x")
     assert document["recipe"]["security_opt"] == ["label=disable"]
     assert "read" in {permission for denial in denials(document) for permission in denial["permissions"]}
     advice = [row for row in document["safer"] if row["flag"] == f"-v {place}:/x:z"]
@@ -102,5 +89,5 @@ def test_files_of_the_host_need_their_label_and_not_none_at_all(tmp_path: Path, 
 
 
 def test_files_that_have_the_containers_label_need_nothing(tmp_path: Path, place: Path) -> None:
-    document = profiled(tmp_path / "m.json", "cat /x/file; echo more > /x/more", "-v", f"{place}:/x:z")
+    document, _ = by_hand.profiled(tmp_path / "m.json", "cat /x/file; echo more > /x/more", "-v", f"{place}:/x:z")
     assert document["recipe"]["security_opt"] == []

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +24,6 @@ def _needs_apparmor() -> None:
         pytest.skip("the engine confines by no AppArmor, or there is no apparmor_parser")
 
 
-def profiled(output: Path, script: str, *flags: str) -> tuple[dict[str, Any], str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "profiler.cli", "run", "-o", str(output), "--",
-         "docker", "run", "--rm", "--privileged", *flags, images.busybox(), "sh", "-ec", script],
-        check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250 * SLOWER, env={**os.environ},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(output.read_text("utf-8"))
-    return document, done.stderr
-
-
 def run_with(document: dict[str, Any], script: str) -> subprocess.CompletedProcess[str]:
     """Run `script` with the recipe and its own profile, loaded as the report says."""
     own = document["recipe"]["apparmor_profile"]
@@ -55,7 +41,7 @@ def run_with(document: dict[str, Any], script: str) -> subprocess.CompletedProce
 
 
 def test_a_mount_is_allowed_by_its_type_alone(tmp_path: Path) -> None:
-    document, said = profiled(tmp_path / "m.json", "mount -t tmpfs none /mnt")
+    document, said = by_hand.profiled(tmp_path / "m.json", "mount -t tmpfs none /mnt")
     assert document["recipe"]["security_opt"] == ["apparmor=unconfined"]
     assert document["recipe"]["apparmor_profile"]["allows"] == ["mounting tmpfs"]
     assert "apparmor_parser --replace" in said
@@ -67,7 +53,7 @@ def test_a_mount_is_allowed_by_its_type_alone(tmp_path: Path) -> None:
 
 def test_a_user_namespace_is_expected_to_be_denied_where_the_engines_profile_denies_it(tmp_path: Path) -> None:
     """The first rerun has what is needed, and the profile allows no more."""
-    document, _ = profiled(tmp_path / "m.json", UNSHARES)
+    document, _ = by_hand.profiled(tmp_path / "m.json", UNSHARES)
     denied = by_hand.denies_user_namespaces(images.busybox())
     options = {option for option in document["recipe"]["security_opt"] if not option.startswith("seccomp=")}
     assert options == ({"apparmor=unconfined"} if denied else set())
@@ -83,7 +69,7 @@ def test_a_user_namespace_is_expected_to_be_denied_where_the_engines_profile_den
 
 def test_a_denial_that_no_stopped_call_shows_is_found_without_halving(tmp_path: Path) -> None:
     """The profile denies looking into the host's processes, which takes no more than opening a file to read."""
-    document, _ = profiled(tmp_path / "m.json", "cat /proc/1/environ > /dev/null", "--pid=host")
+    document, _ = by_hand.profiled(tmp_path / "m.json", "cat /proc/1/environ > /dev/null", "--pid=host")
     assert "apparmor=unconfined" in document["recipe"]["security_opt"]
     assert document["recipe"]["cap_add"] == ["SYS_PTRACE"]
     assert not any(run["purpose"] == "halve" for run in document["verification"]["runs"])
@@ -91,7 +77,7 @@ def test_a_denial_that_no_stopped_call_shows_is_found_without_halving(tmp_path: 
 
 def test_a_parameter_is_allowed_by_its_name_alone(tmp_path: Path) -> None:
     write = "echo 65 > /proc/sys/net/ipv4/ip_default_ttl"
-    document, _ = profiled(tmp_path / "m.json", write)
+    document, _ = by_hand.profiled(tmp_path / "m.json", write)
     assert set(document["recipe"]["security_opt"]) >= {"apparmor=unconfined", "systempaths=unconfined"}
     assert document["recipe"]["apparmor_profile"]["allows"] == ["writing to /proc/sys/net/ipv4/ip_default_ttl"]
     assert run_with(document, write).returncode == 0
